@@ -1,0 +1,37 @@
+"""Messages that are written with a change and sent after its commit.
+
+A row says "tell queue Q about S". Whoever committed it wakes a publisher (`storage.publisher`); the sweeper
+sends what a crash or a broker outage left behind. Sending twice does no harm: a message is a hint, and the
+claim in SQL decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.orm import Session
+
+from storage import clock
+from storage.models import Outbox
+
+# Without the unit of work, which costs a submission more time than the row itself.
+ADD = insert(Outbox.__table__).values(created_at=clock.now())  # type: ignore[arg-type]
+
+Queue = Literal["generate", "webhooks"]
+
+
+def add(session: Session, queue: Queue, subject: str) -> None:
+    """Owe `queue` a message about `subject`, from the commit of this transaction on."""
+    session.execute(ADD, {"queue": queue, "subject": subject})
+
+
+def pending(session: Session, limit: int) -> list[Outbox]:
+    """Return the oldest messages not sent yet."""
+    return list(session.scalars(select(Outbox).order_by(Outbox.id).limit(limit)))
+
+
+def sent(session: Session, row_ids: Sequence[int]) -> None:
+    """Forget messages that the broker has taken."""
+    session.execute(delete(Outbox).where(Outbox.id.in_(row_ids)))

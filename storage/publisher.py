@@ -1,0 +1,130 @@
+"""Sends the outbox to the broker from a thread of its own, so that a broker outage never holds up a request.
+
+`wake` after a commit sends at once; a failed sending leaves the rows where they are, and the next wake-up, the
+thread's own slow tick or the sweeper tries again.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+
+import structlog
+from celery import Celery
+from kombu import Producer
+from kombu.exceptions import OperationalError as BrokerUnavailable
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from storage import broker, outbox
+from storage.database import Database
+
+log = structlog.get_logger(__name__)
+
+BATCH = 100
+# A knock at the queue `generate` makes one thread of a worker run jobs until there are none: more knocks than threads
+# wake nobody, and what waits for hours would fill the broker with them.
+MOST_KNOCKS = 512
+# How often the thread looks for rows that nobody woke it for.
+TICK_SECONDS = 2.0
+
+
+class Sender:
+    """A connection to the broker, opened by the first message and kept until one fails."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._held = ExitStack()
+        self._producer: Producer | None = None
+        self._room = 0  # knocks that may follow before the queue's length is looked at again
+
+    def send(self, queue: str, subject: str) -> None:
+        """Tell `queue` about `subject`, unless enough knocks lie there; raises BrokerUnavailable or RedisError."""
+        try:
+            if self._producer is None:
+                connection = self._held.enter_context(self._app.connection_for_write())
+                self._producer = self._app.amqp.Producer(connection, auto_declare=False)
+            if queue == "generate":
+                if self._room <= 0:
+                    self._room = MOST_KNOCKS - self._producer.channel.queue_declare(queue).message_count
+                if self._room <= 0:
+                    return
+                self._room -= 1
+            self._app.send_task(broker.TASKS[queue], args=[subject], queue=queue, producer=self._producer)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the connection back; the next message opens another."""
+        self._producer = None
+        self._held.close()
+
+
+def drain(database: Database, sender: Sender) -> int:
+    """Send what the outbox holds and forget it; return how many messages went out.
+
+    Two drains at once may send a message twice, which does no harm.
+
+    Raises:
+        BrokerUnavailable, RedisError: the broker did not take a message; what it took before is forgotten.
+        SQLAlchemyError: the database is away.
+    """
+    total = 0
+    while True:
+        with database.read() as session:
+            rows = outbox.pending(session, BATCH)
+        if not rows:
+            return total
+        taken: list[int] = []
+        try:
+            for row in rows:
+                sender.send(row.queue, row.subject)
+                taken.append(row.id)
+        finally:
+            if taken:
+                with database.begin() as session:
+                    outbox.sent(session, taken)
+        total += len(taken)
+
+
+class Publisher:
+    """The draining thread of a process. `start` it once; `stop` ends it."""
+
+    def __init__(self, database: Database, app: Celery) -> None:
+        self._database = database
+        self._sender = Sender(app)
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Send soon: something was committed."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Send nothing more. Rows that are left wait for the next process."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        reachable = True
+        while not self._stopping:
+            self._wake.wait(TICK_SECONDS)
+            self._wake.clear()
+            try:
+                drain(self._database, self._sender)
+            except (BrokerUnavailable, RedisError, OSError, SQLAlchemyError) as trouble:
+                if reachable:  # say it once, not every two seconds of an outage
+                    log.warning("broker or database unreachable, jobs stay queued in SQL", cause=str(trouble))
+                reachable = False
+            else:
+                if not reachable:
+                    log.info("broker reachable again, the outbox is sent")
+                reachable = True
+        self._sender.close()

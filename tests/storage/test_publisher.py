@@ -1,0 +1,93 @@
+"""The outbox on its way to a real broker."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from kombu.exceptions import OperationalError as BrokerUnavailable
+from redis import Redis
+from redis.exceptions import RedisError
+
+from storage import broker, outbox, publisher
+from storage.database import Database
+from tests.faults.servers import Broker
+
+
+@pytest.fixture
+def redis(broker_url: str) -> Iterator[Redis]:
+    """A database of the broker that nobody else uses."""
+    with Redis.from_url(f"{broker_url.rstrip('/').removesuffix('/0')}/9") as client:
+        client.flushdb()
+        yield client
+        client.flushdb()
+
+
+@pytest.fixture
+def app(broker_url: str, redis: Redis) -> Iterator[Celery]:
+    with closing(broker.make_app(f"{broker_url.rstrip('/').removesuffix('/0')}/9")) as made:
+        yield made
+
+
+def owe(database: Database, queue: outbox.Queue, count: int) -> None:
+    with database.begin() as session:
+        for number in range(count):
+            outbox.add(session, queue, f"{queue}-{number}")
+
+
+def left(database: Database) -> int:
+    with database.read() as session:
+        return len(outbox.pending(session, 10_000))
+
+
+def test_a_connection_is_kept_for_all_messages(database: Database, app: Celery, redis: Redis) -> None:
+    with closing(publisher.Sender(app)) as sender:
+        owe(database, "generate", 2)
+        assert publisher.drain(database, sender) == 2
+        opened = redis.info("stats")["total_connections_received"]
+        owe(database, "generate", 3)
+        owe(database, "webhooks", 4)
+        assert publisher.drain(database, sender) == 7
+        assert redis.info("stats")["total_connections_received"] == opened
+    assert (redis.llen("generate"), redis.llen("webhooks"), left(database)) == (5, 4, 0)
+
+
+def test_knocks_are_bounded_and_webhooks_are_not(
+    database: Database, app: Celery, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A knock makes a thread run jobs until there are none: as many as there are threads wake all of them."""
+    monkeypatch.setattr(publisher, "MOST_KNOCKS", 10)
+    with closing(publisher.Sender(app)) as sender:
+        owe(database, "generate", 25)
+        owe(database, "webhooks", 25)
+        publisher.drain(database, sender)
+        assert (redis.llen("generate"), redis.llen("webhooks"), left(database)) == (10, 25, 0)
+        redis.ltrim("generate", 0, 3)  # workers have taken six
+        owe(database, "generate", 25)
+        publisher.drain(database, sender)
+    assert (redis.llen("generate"), left(database)) == (10, 0)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_broker_that_comes_back_gets_what_it_missed(database: Database, tmp_path: Path) -> None:
+    server = Broker(tmp_path / "valkey", tmp_path / "valkey.log")
+    server.start()
+    try:
+        with closing(broker.make_app(server.url)) as app, closing(publisher.Sender(app)) as sender:
+            owe(database, "generate", 1)
+            publisher.drain(database, sender)
+            server.stop(signal.SIGTERM)
+            owe(database, "generate", 2)
+            with pytest.raises((BrokerUnavailable, RedisError, OSError)):
+                publisher.drain(database, sender)
+            assert left(database) == 2
+            server.start()
+            assert publisher.drain(database, sender) == 2
+            with server.client() as redis:
+                assert redis.llen("generate") == 3
+    finally:
+        server.stop(signal.SIGTERM)

@@ -1,0 +1,122 @@
+"""The Triton kernels against plain formulas in fp32: on a GPU, or in Triton's interpreter where TRITON_INTERPRET=1."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.model.reader import Reader
+from tests.model.tiny import Tiny
+from worker.model import gptq
+from worker.model.checkpoint import load_model
+from worker.model.gpu import support
+from worker.model.gpu.decoder import GpuHead, GpuQwenModel
+from worker.model.gpu.linear import FEW, GpuLinear, TritonInt4, packed
+from worker.model.linear import GptqWeight
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+REASON = support.why_not(DEVICE)
+pytestmark = pytest.mark.skipif(REASON is not None, reason=f"the kernels cannot run here: it {REASON}")
+EPS = 1e-6
+
+
+def layer(inputs: int, outputs: int, group: int, *, bias: bool = False) -> tuple[GpuLinear, torch.Tensor]:
+    """A random layer, and its exact weight `[in, out]` in fp32."""
+    draw = torch.Generator().manual_seed(inputs + outputs)
+    codes = torch.randint(0, 16, (inputs, outputs), generator=draw)
+    scales = (0.001 + 0.01 * torch.rand(inputs // group, outputs, generator=draw)).half()
+    added = torch.randn(outputs, generator=draw).half().to(DEVICE) if bias else None
+    exact = (codes - 8).float() * scales.float().repeat_interleave(group, 0)
+    made = GpuLinear(
+        packed(codes.to(torch.uint8).to(DEVICE)), scales.T.contiguous().to(DEVICE), added, inputs, group
+    )
+    return made, exact.to(DEVICE)
+
+
+def error(got: torch.Tensor, right: torch.Tensor) -> float:
+    return ((got.float() - right).norm() / right.norm()).item()
+
+
+@pytest.mark.parametrize("rows", range(1, FEW + 1))
+@pytest.mark.parametrize(("inputs", "outputs", "group"), [(256, 64, 64), (576, 48, 32), (5504, 64, 128)])
+def test_few_rows(rows: int, inputs: int, outputs: int, group: int) -> None:
+    """Plain, added to a residual, and behind a norm; nothing of what is not to be written is."""
+    linear, exact = layer(inputs, outputs, group, bias=True)
+    x = torch.randn(rows, inputs, device=DEVICE).half()
+    bias = linear.bias
+    assert bias is not None
+    assert error(linear(x), x.float() @ exact + bias.float()) < 1e-3
+    residual = torch.randn(rows + 1, outputs, device=DEVICE)
+    before = residual.clone()
+    linear.few(x, residual[:rows], add=True)
+    assert error(residual[:rows] - before[:rows], x.float() @ exact + bias.float()) < 1e-3
+    assert torch.equal(residual[rows:], before[rows:])
+    hidden, gamma = torch.randn(rows, inputs, device=DEVICE), torch.rand(inputs, device=DEVICE) + 0.5
+    normed = F.rms_norm(hidden, (inputs,), gamma, EPS)
+    out = torch.full((rows, outputs), torch.nan, device=DEVICE).half()
+    linear.few(hidden, out, gamma=gamma, eps=EPS)
+    assert error(out, normed @ exact + bias.float()) < 1e-3
+
+
+def test_gate_and_up() -> None:
+    linear, exact = layer(256, 96, 64)
+    hidden, gamma = torch.randn(3, 256, device=DEVICE), torch.rand(256, device=DEVICE) + 0.5
+    both = F.rms_norm(hidden, (256,), gamma, EPS) @ exact
+    out = torch.full((3, 48), torch.nan, device=DEVICE).half()
+    linear.few(hidden, out, gamma=gamma, eps=EPS, silu=True)
+    assert error(out, F.silu(both[:, 0::2]) * both[:, 1::2]) < 2e-3
+
+
+def test_every_second_output_is_a_layer_too() -> None:
+    linear, exact = layer(256, 96, 64, bias=True)
+    x = torch.randn(2, 256, device=DEVICE).half()
+    for first in (0, 1):
+        half = linear.every_second(first)
+        assert half.words.data_ptr() - linear.words.data_ptr() == 4 * 32 * first
+        assert torch.equal(half(x), linear(x)[:, first::2])
+        assert error(half.dense().T, exact[:, first::2]) < 1e-3
+
+
+def test_large_activations_do_not_overflow() -> None:
+    linear, exact = layer(256, 64, 64)
+    x = torch.full((1, 256), 16_000.0, device=DEVICE).half()
+    assert linear.few(x, torch.empty(1, 64, device=DEVICE), add=False).isfinite().all()
+    out = torch.zeros(1, 64, device=DEVICE)
+    assert error(linear.few(x, out, add=True), x.float() @ exact) < 1e-2
+
+
+def test_head_of_one_row() -> None:
+    weight, x = torch.randn(500, 192, device=DEVICE).half(), torch.randn(1, 192, device=DEVICE).half()
+    assert error(GpuHead(weight)(x), x.float() @ weight.float().T) < 1e-3
+
+
+@pytest.mark.skipif(support.INTERPRETED, reason="takes minutes in the interpreter")
+def test_the_whole_model_is_that_of_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = Tiny(sym=True).write(tmp_path_factory.mktemp("tiny"))
+    ids = torch.randint(0, 480, (21,), generator=torch.Generator().manual_seed(3))
+    right = Reader(load_model(folder, device="cpu", weights="dequantized")).read(ids)
+    ours = load_model(folder, device=DEVICE, weights="int4", dtype=torch.float16, backend="triton-int4")
+    assert isinstance(ours, GpuQwenModel)
+    reader = Reader(ours)
+    # Pieces of many rows and of few.
+    got = torch.cat([reader.read(piece.to(DEVICE)) for piece in ids.split([14, 1, 3, 3])])
+    assert error(got.cpu(), right) < 1e-2
+
+
+def test_why_not_names_what_it_cannot() -> None:
+    codes = torch.zeros(64, 16, dtype=torch.int64)
+
+    def weight(zero: int = 8, bits: int = 4) -> GptqWeight:
+        return GptqWeight(
+            gptq.pack_weight(codes, bits).to(DEVICE),
+            gptq.pack_zeros(torch.full((2, 16), zero), bits).to(DEVICE),
+            torch.ones(2, 16).half().to(DEVICE),
+            gptq.trivial_g_idx(64, 32).to(DEVICE),
+            bits,
+            32,
+        )
+
+    backend = TritonInt4()
+    assert backend.why_not(weight(), torch.float16) is None
+    assert "float16, not bfloat16" in str(backend.why_not(weight(), torch.bfloat16))
+    assert "zero points other than 8" in str(backend.why_not(weight(zero=7), torch.float16))
+    assert "4-bit weights" in str(backend.why_not(weight(bits=8), torch.float16))

@@ -1,0 +1,1 @@
+"""The Celery worker: claims jobs, runs them through the engine, delivers webhooks."""

@@ -1,0 +1,1 @@
+"""The engine: requests in, events out. Knows nothing of queues or SQL."""

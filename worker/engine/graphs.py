@@ -1,0 +1,215 @@
+"""The runner for GPUs: decode steps are CUDA graphs, and nothing waits for the device until a token is needed here.
+
+A graph holds one step of as many rows as its bucket: ids from the step before it, layers, head, sampler. A smaller
+batch is filled up with rows that write to a block of the cache that is nobody's. Steps with pieces of prompts are plain
+calls, but their tokens too stay on the device until the next step is launched.
+
+What a graph reads lies in `StaticInputs`. A row reads its id there, or, while that is pending, from `_tokens`, where
+the step before wrote it.
+"""
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Several
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worker.engine.attention import DecodeAttention
+from worker.engine.batch import build, on_device
+from worker.engine.gpu.sampler import GreedySampler, TritonSampler
+from worker.engine.kv_cache import KVCache
+from worker.engine.runner import NOT_FINITE, EagerRunner, Launched, Outcome, scores
+from worker.engine.sampler import NonFiniteLogits
+from worker.engine.scheduler import Work
+from worker.engine.sequence import PENDING, Sequence
+from worker.engine.static_inputs import StaticInputs
+from worker.model.gpu import support
+from worker.model.qwen import QwenModel
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256)
+
+
+class Replay(NamedTuple):
+    """A captured step: what to call, and where its logits are afterwards."""
+
+    replay: Callable[[], None]
+    logits: Tensor
+
+
+class InFlight:
+    """A step that is under way, and whose tokens are being copied to the host."""
+
+    def __init__(
+        self, plan: Several[Work], works: Several[Work], tokens: Tensor, known: dict[int, Outcome]
+    ) -> None:
+        """tokens int64, one for each of `works`, which are of the plan; `known`: outcomes by id() of their work."""
+        self._plan, self._works, self._known = plan, works, known
+        self._event = torch.cuda.Event() if tokens.is_cuda else None  # type: ignore[no-untyped-call]
+        self._tokens = torch.empty(len(tokens), dtype=torch.int64, pin_memory=tokens.is_cuda)
+        self._tokens.copy_(tokens, non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+
+    def outcomes(self) -> list[Outcome]:
+        """As `Launched` says."""
+        if self._event is not None:
+            self._event.synchronize()
+        chosen: dict[int, Outcome] = {}
+        for work, token in zip(self._works, self._tokens.tolist(), strict=True):
+            if work.completes:
+                chosen[id(work)] = token if token >= 0 else NonFiniteLogits(NOT_FINITE)
+        chosen |= self._known
+        return [chosen.get(id(work)) for work in self._plan]
+
+
+class GraphRunner(EagerRunner):
+    """`max_running`: the most rows of a decode step. The cache has a block more than the scheduler knows, the last."""
+
+    def __init__(
+        self, model: QwenModel, cache: KVCache, attention: DecodeAttention, *, n_vocab: int, max_running: int
+    ) -> None:
+        super().__init__(model, cache, attention, n_vocab=n_vocab, by_row=False)
+        self._decode = attention.decode
+        self._scratch = cache.blocks - 1
+        largest = next((bucket for bucket in BUCKETS if bucket >= max_running), BUCKETS[-1])
+        self._buckets = [bucket for bucket in BUCKETS if bucket <= largest]
+        capacity, width = max(largest, max_running), -(-model.config.context_length // cache.block_size)
+        self._inputs = StaticInputs(capacity, width, model.device)
+        self._tokens = torch.zeros(capacity, dtype=torch.int64, device=model.device)
+        self._places: dict[Sequence, int] = {}  # whose token of the last step is where
+        # Whose blocks are in a row of the tables, how many, of which of its residences.
+        self._tabled: list[tuple[Sequence | None, int, int]] = [(None, 0, 0)] * capacity
+        self._sampler = (
+            TritonSampler(self._inputs, n_vocab=n_vocab, columns=model.config.vocab_size)
+            if support.why_not(model.device) is None
+            else GreedySampler(self._inputs, n_vocab=n_vocab)
+        )
+        self._graphs = self._captured() if model.device.type == "cuda" else {}
+
+    def may_lag(self, sequences: Iterable[Sequence]) -> bool:
+        """Where every token can be chosen on the device."""
+        return all(map(self._sampler.serves, sequences))
+
+    @torch.inference_mode()
+    def launch(self, plan: Several[Work]) -> Launched:
+        """As `Runner` says."""
+        if plan[-1].count == 1 and len(plan) <= self._buckets[-1] and not any(map(scores, plan)):
+            works, logits = list(plan), self._decode_step(plan)
+            known = self._choose_otherwise(works, logits)
+        else:
+            works, known = self._mixed_step(plan)
+        self._places = {work.sequence: row for row, work in enumerate(works) if work.completes}
+        return InFlight(plan, works, self._tokens[: len(works)], known)
+
+    def _decode_step(self, plan: Several[Work]) -> Tensor:
+        """A graph over all rows; the logits."""
+        count, bucket = len(plan), next(bucket for bucket in self._buckets if bucket >= len(plan))
+        self._inputs.ready()
+        changed = self._fill_tables(plan, bucket)
+        host, given = self._inputs.host, [work.sequence.ids[work.start] for work in plan]
+        host.given[:count], host.positions[:count] = given, [work.start for work in plan]
+        host.sources[:count] = [
+            self._places[work.sequence] if token == PENDING else -1
+            for work, token in zip(plan, given, strict=True)
+        ]
+        for row, work in enumerate(plan):
+            self._sampler.prepare(row, work.sequence)
+        host.given[count:bucket] = host.positions[count:bucket] = 0
+        host.sources[count:bucket] = -1
+        self._sampler.clear(count, bucket)
+        self._inputs.upload(bucket, tables=changed)
+        if bucket in self._graphs:
+            self._graphs[bucket].replay()
+            return self._graphs[bucket].logits
+        return self._step(bucket)
+
+    def _step(self, rows: int) -> Tensor:
+        """What a graph consists of: reads the inputs, writes `_tokens`; the logits."""
+        positions, tables = self._inputs.positions[:rows], self._inputs.tables[:rows]
+        ids, turns = self._sampler.begin(rows, self._tokens, self._rotation)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            return self._decode(qkv, layer, self.cache, tables, positions, turns)
+
+        logits = self.model.head(self.model.hidden(ids, attend))
+        self._sampler.choose(logits, self._tokens[:rows])
+        return logits
+
+    def _mixed_step(self, plan: Several[Work]) -> tuple[list[Work], dict[int, Outcome]]:
+        """Plain calls; the works that complete, and what is known already."""
+        batch = build(plan, self.cache.block_size, self.model.device)
+        waiting = [
+            (row, work)
+            for row, work in enumerate(plan[: batch.answers])
+            if work.sequence.ids[work.start] == PENDING
+        ]
+        if waiting:
+            rows = on_device([row for row, _ in waiting], self.model.device)
+            places = on_device([self._places[work.sequence] for _, work in waiting], self.model.device)
+            batch.ids[rows] = self._tokens[places].clamp(min=0)
+        turns = self._rotation.at(batch.positions)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            return self.attention.attend(qkv, layer, self.cache, batch, turns)
+
+        hidden = self.model.hidden(batch.ids, attend)
+        works, known = [work for work in plan if work.completes], dict[int, Outcome]()
+        if works:
+            logits = self.model.head(hidden[batch.chosen])
+            self._inputs.ready()
+            for row, work in enumerate(works):
+                self._sampler.prepare(row, work.sequence)
+            self._inputs.upload(0, tables=False)
+            self._sampler.observe(batch.ids[batch.chosen])
+            self._sampler.choose(logits, self._tokens[: len(works)])
+            known = self._choose_otherwise(works, logits)
+        for work, span in zip(plan, batch.spans, strict=True):
+            if scores(work):
+                mine = hidden[span.row : span.row + span.count]
+                known[id(work)] = self._read(work, mine, known.get(id(work)))
+        return works, known
+
+    def _choose_otherwise(self, works: Several[Work], logits: Tensor) -> dict[int, Outcome]:
+        """By id() of their work: the tokens that the device's sampler cannot choose."""
+        rows = [
+            row
+            for row, work in enumerate(works)
+            if work.completes and not self._sampler.serves(work.sequence)
+        ]
+        if not rows:
+            return {}
+        others = [works[row] for row in rows]
+        outcomes = self._sample(logits[rows].float(), others)
+        return {id(work): outcome for work, outcome in zip(others, outcomes, strict=True)}
+
+    def _fill_tables(self, plan: Several[Work], bucket: int) -> bool:
+        """Bring the rows' blocks up to date; whether anything has changed."""
+        tables, changed = self._inputs.host.tables, False
+        for row in range(bucket):
+            sequence = plan[row].sequence if row < len(plan) else None
+            blocks = [self._scratch] if sequence is None else sequence.blocks
+            there = (sequence, len(blocks), 0 if sequence is None else sequence.residence)
+            if self._tabled[row] != there:
+                tables[row, : len(blocks)] = blocks
+                self._tabled[row], changed = there, True
+        return changed
+
+    def _captured(self) -> dict[int, Replay]:
+        """A graph a bucket, the largest first, so that the smaller ones use its memory."""
+        graphs: dict[int, Replay] = {}
+        pool = torch.cuda.graph_pool_handle()
+        self._inputs.host.tables[:] = self._scratch
+        self._inputs.host.sources[:] = -1
+        self._sampler.clear(0, self._inputs.capacity)
+        self._inputs.upload(self._inputs.capacity, tables=True)
+        self._tabled = [(None, 1, 0)] * self._inputs.capacity
+        for bucket in reversed(self._buckets):
+            with torch.inference_mode():
+                self._step(bucket)  # compiles kernels and makes what they need, which a capture may not
+                torch.cuda.synchronize(self.model.device)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
+                    logits = self._step(bucket)
+            graphs[bucket] = Replay(graph.replay, logits)
+        return graphs

@@ -1,0 +1,74 @@
+"""What changes from step to step, at addresses that do not: a graph reads its inputs where it was captured.
+
+The host writes into pinned memory and one copy takes all to the device, without waiting for it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Host(NamedTuple):
+    """The host's side, as arrays: one column a row of the step. See `StaticInputs`."""
+
+    given: np.ndarray
+    sources: np.ndarray
+    positions: np.ndarray
+    keys: np.ndarray
+    ints: np.ndarray
+    floats: np.ndarray
+    tables: np.ndarray
+
+
+class StaticInputs:
+    """Of up to `capacity` rows.
+
+    given      int64, the id that a row reads, where `sources` is -1;
+    sources    int64, else the row of the step before whose token it is;
+    positions  int64, of the row in its sequence;
+    keys, ints, floats   what `worker.engine.gpu.sampler` reads;
+    tables     int32 `[capacity, width]`, the blocks of the row's sequence.
+    """
+
+    def __init__(self, capacity: int, width: int, device: torch.device) -> None:
+        self.capacity, self.device = capacity, device
+        self._pinned = device.type == "cuda"
+        self._host_words = torch.zeros(7, capacity, dtype=torch.int64, pin_memory=self._pinned)
+        self._host_tables = torch.zeros(capacity, width, dtype=torch.int32, pin_memory=self._pinned)
+        self._words, self.tables = self._host_words.to(device), self._host_tables.to(device)
+        self._copied = torch.cuda.Event() if self._pinned else None  # type: ignore[no-untyped-call]
+        self.given, self.sources, self.positions, self.keys, self.ints, self.floats = _parts(self._words)
+        arrays = [part.numpy() for part in (*_parts(self._host_words), self._host_tables)]
+        self.host = Host._make(arrays)
+
+    def ready(self) -> None:
+        """Wait until the host's side may be written again: at most for the end of the step before the last."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def upload(self, rows: int, *, tables: bool) -> None:
+        """Take the host's side to the device, behind what is launched already; of `tables` the first `rows`."""
+        self._words.copy_(self._host_words, non_blocking=True)
+        if tables:
+            self.tables[:rows].copy_(self._host_tables[:rows], non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+    def send(self, values: Tensor, to: Tensor) -> None:
+        """Copy something else from the host to the device, in the same order."""
+        to.copy_(values.pin_memory() if self._pinned else values, non_blocking=True)
+
+
+def _parts(words: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    capacity = words.shape[1]
+    ints, floats = words[4].view(torch.int32), words[5:].view(torch.float32)
+    return (
+        words[0],
+        words[1],
+        words[2],
+        words[3],
+        ints.view(2, capacity),
+        floats.reshape(-1).view(4, capacity),
+    )

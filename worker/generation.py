@@ -1,0 +1,380 @@
+"""One job in a worker: claim, render, submit, stream, finish. `Attempt.run` reads as its story.
+
+The answer's tokens go two ways while it runs: to the live tail in Redis at once, and to SQL at each checkpoint,
+which renews the lease in the same transaction. An attempt that follows another goes on behind the longer of
+the two, so that nothing a caller has seen is taken back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, field
+
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from storage import answer_format, history, homes, leases, stream, terminal
+from storage.errors import LeaseLost
+from storage.leases import Chunk
+from storage.models import Json, Response
+from storage.scores import Entry, shown, told
+from worker import metrics, prompt, scores
+from worker.engine.errors import EngineDied
+from worker.engine.request import Failed, Finished, GenerationRequest, Tokens
+from worker.model.chat import Prompt
+from worker.model.errors import PromptTooLong
+from worker.runtime import Generator, Runtime
+
+log = structlog.get_logger(__name__)
+
+# How long a thread waits for an event before it looks at the clock, the lease and the drain again.
+POLL_SECONDS = 0.2
+# Of all answers of a worker together: with many of them each is stored a little less often.
+CHECKPOINTS_A_SECOND = 16
+# An engine that dies under an answer is given it once more; after that the attempt counts as lost.
+ENGINE_DEATHS = 2
+
+
+class GivenBack(Exception):
+    """The worker is going away; the job is queued again with its checkpoint."""
+
+
+def run_all(runtime: Runtime) -> None:
+    """Run jobs until there is none left to claim or the worker must go. Trouble is logged, never raised."""
+    try:
+        while not runtime.draining and (run_next(runtime) or _waited_for_home(runtime)):
+            pass
+    except SQLAlchemyError as trouble:
+        log.error("database unreachable, nothing claimed", cause=str(trouble))
+
+
+def run_next(runtime: Runtime) -> bool:
+    """Claim the best job there is and run it to an end of its attempt.
+
+    Returns:
+        False when there was nothing to claim.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: the database is away; a claimed job's lease runs out and is swept.
+    """
+    generator = runtime.generator
+    if generator is None:
+        raise RuntimeError("a `generate` message reached a worker without an engine")
+    with runtime.claiming:
+        if runtime.busy >= runtime.settings.concurrency:
+            return False  # whoever runs here now looks for the next job when his is done
+        claimed = _claim(runtime)
+        runtime.busy += claimed is not None
+    if claimed is None:
+        return False
+    response, deadline = claimed
+    try:
+        with structlog.contextvars.bound_contextvars(response_id=response.id, attempt=response.attempt):
+            _run(Attempt(runtime, generator, response, deadline))
+    finally:
+        with runtime.claiming:
+            runtime.busy -= 1
+    runtime.publisher.wake()
+    return True
+
+
+def _waited_for_home(runtime: Runtime) -> bool:
+    """Call the worker that a waiting job is reserved for, and give it time; False where nothing is reserved."""
+    with runtime.database.read() as session:
+        found = homes.reserved(session, runtime.name)
+    if found is None:
+        return False
+    with contextlib.suppress(RedisError):
+        if homes.call(runtime.redis, found.home):
+            time.sleep(max(found.seconds, 0.0))  # a moment: `homes.FRESH_SECONDS` at most
+            return True
+    with runtime.database.begin() as session:
+        homes.forget(session, found.home)
+    return True
+
+
+def _claim(runtime: Runtime) -> tuple[Response, float] | None:
+    settings = runtime.settings
+    with runtime.database.begin() as session:
+        response = leases.claim(session, runtime.name, settings.lease_seconds, settings.max_attempts)
+        if response is None:
+            return None
+        # The engine's clock is not the database's: what crosses over is a time that is left. It is counted by a clock
+        # that nobody can set.
+        return response, time.monotonic() + leases.seconds_left(session, response)
+
+
+def _run(attempt: Attempt) -> None:
+    generator, response = attempt.generator, attempt.response
+    try:
+        with generator.cancels.watch(response.id) as attempt.cancel_asked:
+            attempt.run()
+    except LeaseLost:
+        metrics.LEASES_LOST.inc()
+        log.warning("lease lost, another attempt has the job")
+    except GivenBack:
+        log.info("given back", tokens=len(attempt.token_ids))
+    except OperationalError as trouble:
+        log.error("database unreachable, the lease will run out", cause=str(trouble.orig))
+    except Exception:
+        log.exception("attempt failed")
+        attempt.lose()
+    finally:
+        generator.engine.cancel(attempt.request_id)
+        if attempt.abandoned:
+            generator.tail.forget(response.id, response.attempt)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The state of one attempt: the whole answer so far, and how much of it SQL has."""
+
+    runtime: Runtime
+    generator: Generator
+    response: Response
+    deadline: float  # time.monotonic
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[Entry] = field(default_factory=list)
+    stored: int = 0
+    next_checkpoint: float = 0.0
+    abandoned: bool = True
+    claimed_at: float = field(default_factory=time.monotonic)
+    told: bool = False  # whether this attempt has produced a token
+    deaths: int = 0
+    cancel_asked: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def request_id(self) -> str:
+        """The engine's name for this attempt; a new one after each death of the engine."""
+        return f"{self.response.id}/{self.response.attempt}/{self.deaths}"
+
+    def run(self) -> None:
+        """Bring the answer to its end, or raise why that is for another attempt to do."""
+        items = self._load()
+        if items is None:
+            return
+        request = self.response.request
+        try:
+            built = prompt.build(
+                items,
+                request,
+                tokenizer=self.generator.tokenizer,
+                defaults=self.generator.defaults,
+                context_length=self.generator.info.context_length,
+            )
+            sampling = prompt.sampling(
+                request,
+                built,
+                self.response.seed,
+                tokenizer=self.generator.tokenizer,
+                defaults=self.generator.defaults,
+            )
+        except (PromptTooLong, prompt.HistoryTooLong) as too_long:
+            self._fail(terminal.Failure("invalid_prompt", "context_length_exceeded", str(too_long)))
+            return
+        except prompt.Unusable as wrong:
+            self._fail(terminal.Failure("invalid_prompt", wrong.cause, str(wrong)))
+            return
+        log.info(
+            "started",
+            prompt_tokens=len(built.ids),
+            dropped_messages=built.dropped_messages,
+            resumed_tokens=len(self.token_ids),
+        )
+        while True:
+            try:
+                ended = self._generate(
+                    GenerationRequest(
+                        request_id=self.request_id,
+                        prompt_ids=tuple(built.ids),
+                        resumed_ids=tuple(self.token_ids),
+                        sampling=sampling,
+                        deadline=self.deadline,
+                        cache_salt=self.response.project_id,
+                        grammar=answer_format.grammar(request),
+                    )
+                )
+                break
+            except EngineDied:
+                self.deaths += 1
+                if self.deaths == ENGINE_DEATHS:
+                    raise
+                log.warning("the engine died, going on with a new one", tokens=len(self.token_ids))
+        self._finish(ended, built)
+
+    def lose(self) -> None:
+        """Count the attempt as lost now instead of when its lease runs out."""
+        try:
+            with self.runtime.database.begin() as session:
+                ended = leases.lose(
+                    session,
+                    self.response.id,
+                    self.response.attempt,
+                    self.runtime.settings.max_attempts,
+                    self._unstored(),
+                )
+        except (LeaseLost, OperationalError):
+            return  # another has it, or the sweeper will see to it
+        if ended:
+            self.generator.tail.end(self.response.id, self.response.attempt)
+            self.abandoned = False
+
+    def _load(self) -> list[history.Said] | None:
+        """Fence the live tail, take over what is known of the answer, and return the items of the prompt."""
+        live = self._fence()
+        try:
+            with self.runtime.database.read() as session:
+                known = leases.output(session, self.response.id)
+                items = history.load(session, self.response)
+        except history.HistoryGone as gone:
+            self._fail(terminal.Failure("invalid_prompt", "history_gone", str(gone)))
+            return None
+        self.stored = len(known.token_ids)
+        known = stream.join(known, live)
+        self.token_ids, self.pieces = list(known.token_ids), list(known.pieces)
+        self.logprobs = list(known.logprobs)
+        self._mend(live)
+        return items
+
+    def _mend(self, live: Chunk) -> None:
+        """Write what the live tail lacks of the answer so far, so that its log has no gap before this attempt.
+
+        Its writer may have died with tokens that only SQL has, or Redis has lost what it had.
+        """
+        begin = live.end if live.first_index == 0 else 0
+        if begin < len(self.token_ids):
+            self.generator.tail.add(self.response.id, self.response.attempt, self._since(begin))
+
+    def _fence(self) -> Chunk:
+        nothing = Chunk(0, [], [])
+        try:
+            stream.fence(self.runtime.redis, self.response.id, self.response.attempt)
+            if self.response.attempt == 1:
+                return nothing
+            return stream.tail(self.runtime.redis, self.response.id).chunk
+        except stream.StaleAttempt:
+            raise LeaseLost(self.response.id, self.response.attempt) from None
+        except RedisError as trouble:
+            log.warning("redis unreachable, going on from SQL alone", cause=str(trouble))
+            return nothing
+
+    def _generate(self, request: GenerationRequest) -> Finished | Failed:
+        events = self.generator.engine.submit(request)
+        self._plan_checkpoint()
+        if self.stored < len(self.token_ids):
+            self.next_checkpoint = time.monotonic()  # at once: the live tail had what SQL has not
+        giving_back = False
+        while True:
+            event = events.next_event(POLL_SECONDS)
+            if isinstance(event, Tokens):
+                self._take(event)
+            elif isinstance(event, Finished) and giving_back and event.reason == "cancelled":
+                self._give_back()
+            elif event is not None:
+                return event
+            if time.monotonic() >= self.next_checkpoint or self.cancel_asked.is_set():
+                self.cancel_asked.clear()
+                self._checkpoint(request.request_id)
+            if self.runtime.drained_out and not giving_back:
+                giving_back = True
+                self.generator.engine.cancel(request.request_id)
+
+    def _take(self, event: Tokens) -> None:
+        if event.index != len(self.token_ids):
+            raise RuntimeError(f"the engine sent token {event.index} after {len(self.token_ids)} tokens")
+        if not self.told:
+            self.told = True
+            metrics.FIRST_TOKEN.observe(time.monotonic() - self.claimed_at)
+        self.token_ids += event.token_ids
+        self.pieces += event.pieces
+        if event.logprobs is not None:
+            self.logprobs += scores.entries(event.token_ids, event.logprobs, self.generator.tokenizer)
+        self.generator.tail.add(self.response.id, self.response.attempt, self._since(event.index))
+
+    def _checkpoint(self, request_id: str) -> None:
+        chunk = self._unstored()
+        lease = self.runtime.settings.lease_seconds
+        cancelled = False
+        # A database that restarts costs a pause; one that stays away longer than the lease costs the job's hold.
+        for retry in Retrying(
+            retry=retry_if_exception_type(OperationalError),
+            stop=stop_after_delay(lease),
+            wait=wait_random_exponential(0.1, max=2),
+            reraise=True,
+        ):
+            with retry, self.runtime.database.begin() as session:
+                cancelled = leases.renew(session, self.response.id, self.response.attempt, lease, chunk)
+        self.stored = len(self.token_ids)
+        self._plan_checkpoint()
+        if cancelled:
+            self.generator.engine.cancel(request_id)
+
+    def _plan_checkpoint(self) -> None:
+        wanted = max(self.generator.settings.checkpoint_seconds, self.runtime.busy / CHECKPOINTS_A_SECOND)
+        self.next_checkpoint = time.monotonic() + min(wanted, self.runtime.settings.lease_seconds / 3)
+
+    def _unstored(self, tail: str = "") -> Chunk | None:
+        if self.stored == len(self.token_ids) and not tail:
+            return None
+        return self._since(self.stored, tail)
+
+    def _since(self, position: int, tail: str = "") -> Chunk:
+        return Chunk(0, self.token_ids, self.pieces, tail, self.logprobs).since(position)
+
+    def _give_back(self) -> None:
+        with self.runtime.database.begin() as session:
+            leases.give_back(session, self.response.id, self.response.attempt, self._unstored())
+        raise GivenBack
+
+    def _finish(self, ended: Finished | Failed, built: Prompt) -> None:
+        if isinstance(ended, Failed):
+            cause = "context_length_exceeded" if ended.code == "invalid_prompt" else "engine_error"
+            self._fail(terminal.Failure(ended.code, cause, ended.message))
+            return
+        if ended.reason == "deadline":
+            self._fail(terminal.TOO_LONG)
+            return
+        with self.runtime.database.begin() as session:
+            if ended.reason == "cancelled":
+                terminal.close_cancelled(session, self.response.id, self.response.attempt)
+            else:
+                answer = terminal.Answer(
+                    text="".join(self.pieces) + ended.tail,
+                    usage=_usage(ended),
+                    incomplete_reason="max_output_tokens" if ended.reason == "length" else None,
+                    logprobs=shown(told(self.logprobs, self.pieces, ended.tail)),
+                    raw=scores.raw(built, self.response.request, ended, self.generator.tokenizer),
+                )
+                terminal.close_answered(session, self.response.id, self.response.attempt, answer)
+            rest = self._unstored(ended.tail)
+            if rest is not None:
+                leases.add_chunk(session, self.response.id, self.response.attempt, rest)
+        self._ended(ended.reason, ended.output_tokens)
+
+    def _fail(self, failure: terminal.Failure) -> None:
+        with self.runtime.database.begin() as session:
+            terminal.close_failed(session, self.response.id, self.response.attempt, failure)
+            rest = self._unstored()
+            if rest is not None:  # a reader has seen it
+                leases.add_chunk(session, self.response.id, self.response.attempt, rest)
+        self._ended(failure.cause, len(self.token_ids))
+
+    def _ended(self, reason: str, output_tokens: int) -> None:
+        self.abandoned = False
+        self.generator.tail.end(self.response.id, self.response.attempt)
+        log.info("ended", reason=reason, output_tokens=output_tokens)
+
+
+def _usage(ended: Finished) -> Json:
+    return {
+        "input_tokens": ended.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": ended.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": ended.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": ended.prompt_tokens + ended.output_tokens,
+    }

@@ -25,7 +25,7 @@ up: $(READY) ## The whole stack on this machine: API, worker, webhook worker, be
 	$(BIN)/qwenq up
 
 test: $(READY) ## All tests: SQLite and PostgreSQL, a real Valkey, real workers, the demo model
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --reruns 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 conformance: $(READY) ## The official Python and Node SDKs against a running stack, every answer judged by their types
 	$(BIN)/python -m pytest -q -m "" tests/conformance

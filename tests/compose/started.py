@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import pytest
 from cryptography.fernet import Fernet
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
+from qwenq.valkey import free_port
 from storage import webhook_secret
 from tests.compose import stack
 
@@ -139,11 +139,3 @@ class Started:
             return self.process.wait(grace)
         except subprocess.TimeoutExpired:
             pytest.fail(f"still there {grace} s after SIGTERM:\n{self.output()}")
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

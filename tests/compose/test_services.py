@@ -16,7 +16,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import create_engine, make_url, text
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from tests.compose.started import PATIENCE, Host, free_port
+from qwenq.valkey import free_port
+from tests.compose.started import PATIENCE, Host
 from tests.model.tiny import tiny_model
 
 BROKER_DATABASE = 9  # of the run's Valkey: no other test's messages are in it

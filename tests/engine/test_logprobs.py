@@ -1,5 +1,7 @@
 """Log-probabilities, penalties and bias: the model's own numbers, and the same ones wherever an answer is cut."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -33,6 +35,21 @@ def same(found: TokenLogprobs, row: torch.Tensor, token_id: int, count: int) -> 
     values, ids = torch.topk(row, count)
     assert [token for token, _ in found.top] == ids.tolist()
     assert [value for _, value in found.top] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def close(
+    found: Sequence[TokenLogprobs | None] | None, wanted: Sequence[TokenLogprobs | None] | None
+) -> None:
+    """Equal but for the rounding of products whose rows were cut into other steps."""
+    assert found is not None
+    assert wanted is not None
+    assert [row is None for row in found] == [row is None for row in wanted]
+    for ours, theirs in zip(found, wanted, strict=True):
+        if ours is not None and theirs is not None:
+            assert ours.chosen == pytest.approx(theirs.chosen, abs=1e-4)
+            assert [value for _, value in ours.top] == pytest.approx(
+                [value for _, value in theirs.top], abs=1e-4
+            )
 
 
 def test_they_are_the_models_own_whatever_the_request_does_to_the_choice(
@@ -95,7 +112,7 @@ def test_a_prompt_is_scored_for_an_answer_that_was_complete_already(make_core: M
     assert isinstance(again.end, Finished)
     assert again.ids == []
     assert again.end.output_tokens == 4
-    assert again.end.prompt_logprobs == whole.end.prompt_logprobs
+    close(again.end.prompt_logprobs, whole.end.prompt_logprobs)
 
 
 def test_a_prompt_that_lost_its_memory_in_the_middle_is_told_once(make_core: MakeCore) -> None:
@@ -109,12 +126,8 @@ def test_a_prompt_that_lost_its_memory_in_the_middle_is_told_once(make_core: Mak
     assert isinstance(end, Finished)
     assert isinstance(other, Finished)
     assert end.prompt_logprobs is not None
-    assert other.prompt_logprobs is not None
     assert len(end.prompt_logprobs) == 40
-    for ours, theirs in zip(end.prompt_logprobs[1:], other.prompt_logprobs[1:], strict=True):
-        assert ours is not None
-        assert theirs is not None
-        assert ours.chosen == pytest.approx(theirs.chosen, abs=1e-4)
+    close(end.prompt_logprobs, other.prompt_logprobs)
 
 
 def test_no_answer_at_all_may_be_asked_for(core: EngineCore) -> None:

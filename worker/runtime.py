@@ -23,6 +23,7 @@ from storage.database import Database
 from storage.egress import EgressPolicy
 from storage.publisher import Publisher
 from storage.settings import load
+from worker.aside import Aside
 from worker.cancels import Cancels
 from worker.engine.client import Engine
 from worker.engine.config import EngineConfig, EngineInfo
@@ -64,6 +65,7 @@ class Runtime:
     egress: EgressPolicy
     generator: Generator | None
     health: HealthServer | None
+    aside: Aside
     watchdog: Watchdog | None = None
     drain_deadline: float | None = None
     # When a message last arrived or a thread became free to hear one (time.monotonic), how many threads are in the
@@ -141,6 +143,7 @@ def start(app: Celery, queues: frozenset[str]) -> Runtime:
         egress=EgressPolicy(tuple(settings.webhook_allowed_networks)),
         generator=_start_generator(settings, redis, name) if isinstance(settings, GenerateSettings) else None,
         health=None,
+        aside=Aside(),
     )
     _current.publisher.start()
     if settings.health_port:
@@ -156,17 +159,20 @@ def start(app: Celery, queues: frozenset[str]) -> Runtime:
 
 
 def drain() -> None:
-    """Claim nothing more. Running answers have `drain_seconds` to end, then they are given back; asked again, now."""
+    """Claim nothing more. Running answers have `drain_seconds` to end, then they are given back; asked again, now.
+
+    May be called in a signal handler.
+    """
     if _current is None:
         return
     if _current.draining:
-        log.info("draining at once")
+        _current.aside.info("draining at once")
         _current.drain_now()
         return
     generator = _current.generator
     seconds = generator.settings.drain_seconds if generator else 0.0
     _current.drain_deadline = time.monotonic() + seconds
-    log.info("draining", seconds=seconds)
+    _current.aside.info("draining", seconds=seconds)
 
 
 def stop() -> None:
@@ -185,6 +191,7 @@ def stop() -> None:
     _current.publisher.stop()
     _current.redis.close()
     _current.database.close()
+    _current.aside.stop()
     _current = None
 
 

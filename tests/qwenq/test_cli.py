@@ -164,4 +164,4 @@ def test_a_celery_process_takes_the_place_of_the_command(broker_url: str, tmp_pa
         command = Path(f"/proc/{worker.process.pid}/cmdline").read_text().split("\0")
         assert "celery" in command
         worker.signal(signal.SIGTERM)
-        assert worker.end() == 0
+        assert worker.end() == 0, "\n".join(worker.lines)

@@ -13,6 +13,7 @@ from storage.crypto import SecretBox
 from storage.database import Database
 from storage.egress import EgressPolicy
 from storage.publisher import Publisher
+from worker.aside import Aside
 from worker.runtime import Runtime
 from worker.settings import WorkerSettings
 
@@ -31,7 +32,7 @@ def runtime(
     ):
         monkeypatch.setenv(f"QWENQ_{name}", value)
     app = broker.make_app(broker_url)
-    redis = stream.connect(broker_url)
+    redis, aside = stream.connect(broker_url), Aside()
     yield Runtime(
         settings=WorkerSettings(),
         name="test",
@@ -43,6 +44,8 @@ def runtime(
         egress=EgressPolicy((ip_network("127.0.0.0/8"),)),
         generator=None,
         health=None,
+        aside=aside,
     )
+    aside.stop()
     redis.close()
     app.close()

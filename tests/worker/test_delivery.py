@@ -21,6 +21,7 @@ from storage.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from tests.receiver import Receiver, receiving
 from tests.storage.factory import accept, answer, claim, project
 from worker import delivery
+from worker.aside import Aside
 from worker.runtime import Runtime
 from worker.settings import WorkerSettings
 
@@ -191,6 +192,7 @@ def _deliver_in_a_process(delivery_id: str, key: str) -> None:
         egress=EgressPolicy((ip_network("127.0.0.0/8"),)),
         generator=None,
         health=None,
+        aside=Aside(),
     )
     delivery.deliver(runtime, delivery_id)
 

@@ -42,7 +42,7 @@ from qwenq.problems import Problem
 from worker.engine.config import Device, EngineConfig, EngineInfo, KVCacheFormat, Weights
 from worker.engine.core import EngineCore
 from worker.engine.errors import EngineStartError
-from worker.engine.loading import load
+from worker.engine.loading import STEP_TOKENS, load
 from worker.engine.request import Failed, GenerationRequest, SamplingParams, Tokens
 from worker.model.errors import CheckpointError
 
@@ -116,6 +116,15 @@ class Bench:
                 ids += event.token_ids
         return first, tuple(ids)
 
+    @property
+    def kind(self) -> str:
+        return self.model.device.type
+
+    def mean_context(self) -> int:
+        """Tokens of a sequence that runs, on average."""
+        running = self.core.scheduler.running
+        return sum(len(sequence.ids) for sequence in running) // len(running)
+
     def look_at_the_machine(self) -> None:
         """Measured again and again: other work on the machine can only make it look slower than it is."""
         self._bandwidth = max(self._bandwidth, limits.read_bandwidth(self.model.device))
@@ -148,20 +157,24 @@ def decode(bench: Bench, batches: list[int], context: int, steps: int) -> Iterat
     kinds = [(rows, "", GREEDY) for rows in batches]
     kinds.insert(1, (batches[0], ", top-p 0.8, penalty 1.1", QWEN))
     for rows, label, how in kinds:
-        names = {bench.submit(bench.ids(context), context + 10 * steps, how) for _ in range(rows)}
+        # So long that the mean over all that is measured is the context asked for: answers grow while they are
+        # measured, and the first ones before that, while the last prompts are read.
+        begin_at = max(1, context - steps * bench.repeats // 2 - rows * context // (2 * STEP_TOKENS[bench.kind]))
+        names = {bench.submit(bench.ids(begin_at), context + 10 * steps, how) for _ in range(rows)}
         waiting = set(names)
         while waiting:
             waiting -= {event.request_id for event in bench.tokens()}
-        repeats = []
+        repeats, mean = [], bench.mean_context()
         for _ in range(bench.repeats):
             begin = time.perf_counter()
             produced = sum(len(list(bench.tokens())) for _ in range(steps))
             repeats.append(produced / (time.perf_counter() - begin))
+        mean = (mean + bench.mean_context()) // 2
         for name in names:
             bench.core.cancel(name)
         list(bench.tokens())
-        limit = rows * bench.step_limit(rows, context + steps * bench.repeats // 2)
-        yield Figure(f"decode, batch {rows}, context {context}{label}", "tok/s", repeats, limit)
+        limit = rows * bench.step_limit(rows, mean)
+        yield Figure(f"decode, batch {rows}, context {mean}{label}", "tok/s", repeats, limit)
 
 
 def throughput(bench: Bench, requests: int, longest: int) -> Iterator[Figure]:
@@ -249,7 +262,7 @@ def main(
     parts: Annotated[str, typer.Option(help="What to measure, of these.")] = ",".join(PARTS),
     prompts: Annotated[str, typer.Option(help="Prompt lengths for prefill.")] = "512,2048",
     batches: Annotated[str | None, typer.Option(help="Batch sizes for decode; by the device.")] = None,
-    context: Annotated[int, typer.Option(min=1, help="Context at which decoding begins.")] = 128,
+    context: Annotated[int, typer.Option(min=1, help="Mean context while decoding is measured.")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="Decode steps a repeat.")] = 32,
     requests: Annotated[int, typer.Option(min=1, help="Requests of the throughput run.")] = 32,
     longest: Annotated[int, typer.Option(min=1, help="Their longest prompt and answer.")] = 64,

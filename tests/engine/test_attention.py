@@ -18,31 +18,27 @@ from worker.model.errors import BackendError
 from worker.model.rope import rotation
 
 DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-BLOCK, BLOCKS, HEADS, DIM, LAYERS = 16, 64, 3, 64, 2
-CONFIG = QwenConfig(
-    model_type="qwen",
-    hidden_size=HEADS * DIM,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=HEADS,
-    kv_channels=DIM,
-    intermediate_size=64,
-    vocab_size=8,
-)
+BLOCK, BLOCKS, HEADS, LAYERS = 16, 64, 3, 2
 
 
-def shape(device: torch.device, *, quantized: bool = False, deterministic: bool = False) -> AttentionShape:
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    return AttentionShape(HEADS, DIM, BLOCK, dtype, quantized, deterministic)
+def shape(
+    device: torch.device, *, quantized: bool = False, deterministic: bool = False, dim: int = 64
+) -> AttentionShape:
+    """On a GPU fp16 with heads of 128, which our own model has there, else bf16."""
+    dtype = torch.float32 if device.type == "cpu" else torch.float16 if dim == 128 else torch.bfloat16
+    return AttentionShape(HEADS, dim, BLOCK, dtype, quantized, deterministic)
 
 
 def usable() -> list[object]:
     cases = []
     for device in DEVICES:
         for quantized in (False, True):
-            for backend in attention.backends(device):
-                if backend.why_not(device, shape(device, quantized=quantized)) is None:
-                    name = f"{backend.name} {device.type}{' int8' if quantized else ''}"
-                    cases.append(pytest.param(backend, device, quantized, id=name))
+            for dim in (64, 128) if device.type == "cuda" else (64,):
+                how = shape(device, quantized=quantized, dim=dim)
+                for backend in attention.backends(device):
+                    if backend.why_not(device, how) is None:
+                        name = f"{backend.name} {device.type}{' int8' if quantized else ''} {dim}"
+                        cases.append(pytest.param(backend, device, how, id=name))
     return cases
 
 
@@ -57,20 +53,28 @@ class Fake:
 class Room:
     """A cache full of NaN with some sequences in it, and every qkv that was ever given, in fp64."""
 
-    def __init__(self, device: torch.device, *, quantized: bool) -> None:
-        how = shape(device, quantized=quantized)
-        self.device = device
+    def __init__(self, device: torch.device, how: AttentionShape) -> None:
+        self.device, self.dim = device, how.head_dim
+        config = QwenConfig(
+            model_type="qwen",
+            hidden_size=HEADS * how.head_dim,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            kv_channels=how.head_dim,
+            intermediate_size=64,
+            vocab_size=8,
+        )
         self.cache = KVCache(
-            CONFIG,
+            config,
             blocks=BLOCKS,
             block_size=BLOCK,
             dtype=how.dtype,
             device=device,
-            quantized=quantized,
+            quantized=how.quantized,
         )
-        for stored in self.cache.scales if quantized else self.cache.layers:
+        for stored in self.cache.scales if how.quantized else self.cache.layers:
             stored.fill_(torch.nan)
-        self.turns = rotation(1024, DIM, 10000.0, device)
+        self.turns = rotation(2048, how.head_dim, 10000.0, device)
         self.draw = torch.Generator().manual_seed(0)
         self.seen: dict[tuple[int, int], Tensor] = {}  # (layer, id of the sequence): [length, 3 * heads, D]
 
@@ -83,7 +87,7 @@ class Room:
     def _layer(
         self, backend: AttentionBackend, layer: int, plan: list[Work], batch: Batch
     ) -> tuple[Tensor, Tensor]:
-        qkv = torch.randn(len(batch.ids), 3 * HEADS, DIM, generator=self.draw).to(self.cache.dtype)
+        qkv = torch.randn(len(batch.ids), 3 * HEADS, self.dim, generator=self.draw).to(self.cache.dtype)
         turns = self.turns.at(batch.positions)
         got = backend.attend(qkv.to(self.device), layer, self.cache, batch, turns)
         right = []
@@ -97,10 +101,11 @@ class Room:
 
 def exact(qkv: Tensor) -> Tensor:
     """Causal attention of a whole sequence, `[length, heads, D]` in fp64."""
-    turns = rotation(1024, DIM, 10000.0, torch.device("cpu")).at(torch.arange(len(qkv)))
+    dim = qkv.shape[-1]
+    turns = rotation(2048, dim, 10000.0, torch.device("cpu")).at(torch.arange(len(qkv)))
     turned = turns.apply(qkv[:, : 2 * HEADS].float()).double()
     queries, keys = turned[:, :HEADS].transpose(0, 1), turned[:, HEADS:].transpose(0, 1)
-    scores = queries @ keys.transpose(1, 2) / math.sqrt(DIM)
+    scores = queries @ keys.transpose(1, 2) / math.sqrt(dim)
     hidden = torch.ones(len(qkv), len(qkv), dtype=torch.bool).triu(1)
     weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
     return (weights @ qkv[:, 2 * HEADS :].double().transpose(0, 1)).transpose(0, 1)
@@ -112,12 +117,12 @@ def close(got: Tensor, right: Tensor, room: Room) -> None:
     torch.testing.assert_close(got, right, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("backend", "device", "quantized"), usable())
+@pytest.mark.parametrize(("backend", "device", "how"), usable())
 def test_every_backend_gives_the_same_as_the_formula(
-    backend: AttentionBackend, device: torch.device, quantized: bool
+    backend: AttentionBackend, device: torch.device, how: AttentionShape
 ) -> None:
     """Prompts at once and in pieces, answers of many lengths, together; blocks side by side and scattered."""
-    room = Room(device, quantized=quantized)
+    room = Room(device, how)
     scattered = torch.randperm(40, generator=torch.Generator().manual_seed(1)).tolist()
     one = Fake([0] * 200, [50 + n for n in range(13)])
     two = Fake([0] * 200, scattered[:13])
@@ -134,11 +139,25 @@ def test_every_backend_gives_the_same_as_the_formula(
         close(*room.attend(backend, plan), room)
 
 
-@pytest.mark.parametrize(("backend", "device", "quantized"), usable())
-def test_a_shared_beginning_is_read_by_both(
-    backend: AttentionBackend, device: torch.device, quantized: bool
+@pytest.mark.skipif(len(DEVICES) == 1, reason="no GPU")
+@pytest.mark.parametrize(("backend", "device", "how"), usable())
+def test_a_long_prompt_and_its_answer(
+    backend: AttentionBackend, device: torch.device, how: AttentionShape
 ) -> None:
-    room = Room(device, quantized=quantized)
+    """Long enough for the kernels that are for long ones."""
+    room = Room(device, how)
+    long = Fake([0] * 1024, list(range(63, -1, -1)))
+    for plan in ([Work(long, 0, 1020)], [Work(long, 1020, 1)], [Work(long, 1021, 3)]):
+        close(*room.attend(backend, plan), room)
+    other = Room(device, how)
+    close(*other.attend(backend, [Work(Fake([0] * 1024, list(range(64))), 0, 1024)]), other)
+
+
+@pytest.mark.parametrize(("backend", "device", "how"), usable())
+def test_a_shared_beginning_is_read_by_both(
+    backend: AttentionBackend, device: torch.device, how: AttentionShape
+) -> None:
+    room = Room(device, how)
     first, second = Fake([0] * 60, [1, 2, 3, 4]), Fake([0] * 60, [1, 2, 9, 7])
     room.attend(backend, [Work(first, 0, 40)])
     for layer in range(LAYERS):
@@ -151,10 +170,10 @@ def test_deterministic_rows_are_the_same_bits_in_any_company() -> None:
     backend = attention.choose(device, shape(device, deterministic=True))
     results = []
     for company in (False, True):
-        room = Room(device, quantized=False)
+        room = Room(device, shape(device))
         one, other = Fake([0] * 60, [1, 2, 3, 4]), Fake([0] * 60, [9, 7, 30, 8])
         batch = build([Work(one, 0, 50)], BLOCK, device)
-        qkv = torch.randn(50, 3 * HEADS, DIM, generator=room.draw).to(device, room.cache.dtype)
+        qkv = torch.randn(50, 3 * HEADS, room.dim, generator=room.draw).to(device, room.cache.dtype)
         pieces = [50] if not company else [1] * 3 + [17, 30]
         got, start = [], 0
         for count in pieces:

@@ -9,8 +9,10 @@ from tests.model.tiny import Tiny
 from worker.model import gptq
 from worker.model.checkpoint import load_model
 from worker.model.gpu import support
-from worker.model.gpu.decoder import GpuHead, GpuQwenModel
+from worker.model.gpu.decoder import GpuQwenModel
+from worker.model.gpu.head import GpuHead, GpuInt8Head
 from worker.model.gpu.linear import FEW, GpuLinear, TritonInt4, packed
+from worker.model.gpu.rows import MOST, TILES, Int4Rows, Role
 from worker.model.linear import GptqWeight
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,9 +86,78 @@ def test_large_activations_do_not_overflow() -> None:
     assert error(linear.few(x, out, add=True), x.float() @ exact) < 1e-2
 
 
-def test_head_of_one_row() -> None:
-    weight, x = torch.randn(500, 192, device=DEVICE).half(), torch.randn(1, 192, device=DEVICE).half()
-    assert error(GpuHead(weight)(x), x.float() @ weight.float().T) < 1e-3
+@pytest.fixture(scope="module")
+def on_tensor_cores() -> tuple[Int4Rows, dict[Role, tuple[GpuLinear, torch.Tensor]]]:
+    """The kernels for a layer whose sizes no tile divides, its products, and their exact weights."""
+    if (reason := support.why_not_compiled(DEVICE)) is not None:
+        pytest.skip(f"the kernels in CUDA C++ cannot run here: they {reason}")
+    made: dict[Role, tuple[GpuLinear, torch.Tensor]] = {
+        "c_attn": layer(2048, 6144 + 16, 128, bias=True),
+        "attn_c_proj": layer(2048, 2048 + 16, 128),
+        "gate_up": layer(2048, 1008, 128),
+        "mlp_c_proj": layer(5504, 272, 128),
+    }
+    roles = {role: linear for role, (linear, _) in made.items()}
+    assert Int4Rows.why_not([roles]) is None
+    return Int4Rows(roles), made
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 8, 9, 16, 17, 24, 25, 31, MOST])
+def test_rows_on_tensor_cores(
+    on_tensor_cores: tuple[Int4Rows, dict[Role, tuple[GpuLinear, torch.Tensor]]], rows: int
+) -> None:
+    """Every role, against fp32; nothing behind the last row is written. Weights and activations are fp16: 2**-11."""
+    kernels, made = on_tensor_cores
+    gamma = (torch.rand(2048, device=DEVICE) + 0.5).half()
+    residual = 40 * torch.randn(rows, 2048, device=DEVICE)
+    sixteenth = (residual / 16).half()
+    normed = F.rms_norm(residual, (2048,), gamma.float(), EPS)
+    for role, (linear, exact) in made.items():
+        outputs = linear.out_features
+        if role in ("c_attn", "gate_up"):
+            right = normed @ exact
+            if linear.bias is not None:
+                right += linear.bias.float()
+            right = F.silu(right[:, 0::2]) * right[:, 1::2] if role == "gate_up" else right
+            out = torch.full((rows + 1, right.shape[1]), torch.nan, device=DEVICE).half()
+            kernels(role, linear, sixteenth, out[:rows], gamma=gamma, eps=EPS)
+            assert error(out[:rows], right) < 2e-3
+            assert out[rows:].isnan().all()
+        else:
+            x = torch.randn(rows, linear.in_features, device=DEVICE).half()
+            out = torch.randn(rows + 1, outputs, device=DEVICE)
+            before, small = out.clone(), torch.full((rows + 1, outputs), torch.nan, device=DEVICE).half()
+            kernels(role, linear, x, out[:rows], sixteenth=small[:rows])
+            assert error(out[:rows] - before[:rows], x.float() @ exact) < 1e-3
+            assert error(small[:rows], out[:rows] / 16) < 1e-3
+            assert torch.equal(out[rows:], before[rows:])
+            assert small[rows:].isnan().all()
+
+
+def test_the_same_rows_are_the_same_bits_in_every_launch(
+    on_tensor_cores: tuple[Int4Rows, dict[Role, tuple[GpuLinear, torch.Tensor]]],
+) -> None:
+    kernels, made = on_tensor_cores
+    for rows in TILES:
+        x, linear = torch.randn(rows, 5504, device=DEVICE).half(), made["mlp_c_proj"][0]
+        got = []
+        for _ in range(3):
+            out = torch.zeros(rows, linear.out_features, device=DEVICE)
+            kernels("mlp_c_proj", linear, x, out, sixteenth=out.half())
+            got.append(out)
+        assert torch.equal(got[0], got[1])
+        assert torch.equal(got[0], got[2])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40, 70])
+def test_heads(rows: int) -> None:
+    """In 8 bits a weight is off by up to 1/254 of the greatest of its row: here 0.004 of 3, evenly spread."""
+    if rows > 3 and support.INTERPRETED:
+        pytest.skip("takes minutes in the interpreter")
+    weight, x = torch.randn(500, 192, device=DEVICE).half(), torch.randn(rows, 192, device=DEVICE).half()
+    right = x.float() @ weight.float().T
+    assert error(GpuHead(weight)(x), right) < 1e-3
+    assert error(GpuInt8Head.of(weight)(x), right) < 1.5e-2
 
 
 @pytest.mark.skipif(support.INTERPRETED, reason="takes minutes in the interpreter")

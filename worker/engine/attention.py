@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from worker.engine.batch import Batch, Span
 from worker.engine.cpu_attention import CpuPaged, CpuRows
 from worker.engine.gpu.attention import TritonPaged
+from worker.engine.gpu.cuda_attention import CudaPaged
 from worker.engine.kv_cache import KVCache
 from worker.model.errors import BackendError
 from worker.model.rope import Rotation
@@ -64,6 +65,9 @@ class DecodeAttention(AttentionBackend, Protocol):
         self, qkv: Tensor, layer: int, cache: KVCache, tables: Tensor, positions: Tensor, rotation: Rotation
     ) -> Tensor:
         """As `attend`, one row a sequence: `tables` int32 `[rows, blocks]`, `positions` int64 `[rows]`."""
+
+    def warm(self, cache: KVCache, heads: int) -> None:
+        """Do once what would make the first calls slow."""
 
 
 class Sequences:
@@ -120,6 +124,9 @@ class GatheredAnswers:
         queries = _store(qkv, layer, cache, slots, rotation)
         return self._answers(queries, layer, cache, tables.long(), positions)
 
+    def warm(self, cache: KVCache, heads: int) -> None:
+        """Nothing here is slow at first."""
+
     def _answers(
         self, queries: Tensor, layer: int, cache: KVCache, tables: Tensor, positions: Tensor
     ) -> Tensor:
@@ -158,7 +165,7 @@ class Rows:
 
 _EVERYWHERE: dict[str, tuple[AttentionBackend, ...]] = {
     "cpu": (CpuPaged(), CpuRows(), Sequences(), GatheredAnswers(), Rows()),
-    "cuda": (TritonPaged(), GatheredAnswers(), Sequences(), Rows()),
+    "cuda": (CudaPaged(), TritonPaged(), GatheredAnswers(), Sequences(), Rows()),
 }
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 Device = Literal["auto", "cpu", "cuda"]
 Weights = Literal["int4", "dequantized"]
 KVCacheFormat = Literal["auto", "int8"]
+HeadBits = Literal[16, 8]
+LayerCopies = Literal["auto", "never"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class EngineConfig:
     kv_cache_tokens  positions whose keys and values are kept; None: by the memory there is.
     kv_cache         "auto" is what attention computes in; "int8" takes half of 16 bits and rounds.
     attention        forces an attention backend by name; None takes the fastest that can serve.
-    layer_copies     on a GPU: also keep the layers in 16 bits, for steps of many rows, where memory is ample.
+    head_bits        16 is the head as the checkpoint has it; 8 reads half as much and rounds.
+    layer_copies     "auto" on a GPU: keep the layers in 16 bits too, for steps of many rows, where memory is ample.
     deterministic    an answer's bits do not depend on what else runs; slower.
     """
 
@@ -34,7 +37,8 @@ class EngineConfig:
     kv_cache_tokens: int | None = None
     kv_cache: KVCacheFormat = "auto"
     attention: str | None = None
-    layer_copies: bool = True
+    head_bits: HeadBits = 16
+    layer_copies: LayerCopies = "auto"
     deterministic: bool = False
 
 

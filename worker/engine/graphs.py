@@ -85,7 +85,10 @@ class GraphRunner(EagerRunner):
             if support.why_not(model.device) is None
             else GreedySampler(self._inputs, n_vocab=n_vocab)
         )
-        self._graphs = self._captured() if model.device.type == "cuda" else {}
+        self._graphs: dict[int, Replay] = {}
+        if model.device.type == "cuda":
+            attention.warm(cache, model.config.num_heads)
+            self._graphs = self._captured()
 
     def may_lag(self, sequences: Iterable[Sequence]) -> bool:
         """Where every token can be chosen on the device."""

@@ -27,6 +27,8 @@ from worker.model.tokenizer import Tokenizer
 BLOCK_SIZE = 16
 # Tokens computed in one step: enough to use the device well, few enough that running answers do not wait long.
 STEP_TOKENS = {"cpu": 128, "cuda": 2048}
+# The same while no answer is running that would wait.
+ALONE_TOKENS = {"cpu": 128, "cuda": 8192}
 # What the KV cache may take unless a setting says otherwise.
 FREE_GPU_MEMORY = 0.85
 HOST_MEMORY = 0.25
@@ -47,7 +49,16 @@ def load(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
             f"{config.model_path}: the rank file makes {tokenizer.n_vocab} tokens, but the model has only "
             f"{rows} (vocab_size in config.json): they belong to different models"
         )
-    model = load_model(config.model_path, device=device, weights=config.weights, copies=config.layer_copies)
+    try:
+        model = load_model(
+            config.model_path,
+            device=device,
+            weights=config.weights,
+            head_bits=config.head_bits,
+            copies=config.layer_copies == "auto",
+        )
+    except BackendError as error:
+        raise EngineStartError(f"the model cannot be computed as it is set: {error}") from error
     core = assemble(model, tokenizer, config)
     return core, EngineInfo(
         model=config.model_path.resolve().name,
@@ -118,6 +129,7 @@ def assemble(
             BlockManager(blocks, block_size),
             max_running=config.max_running,
             step_tokens=config.step_tokens or STEP_TOKENS[device.type],
+            alone_tokens=config.step_tokens or ALONE_TOKENS[device.type],
         ),
         tokenizer,
         context_length=min(model.config.context_length, blocks * block_size),

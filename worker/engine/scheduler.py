@@ -34,9 +34,14 @@ class Work:
 
 
 class Scheduler:
-    """`step_tokens` is the budget; it is raised where it could not serve `max_running` answers and a prompt."""
+    """`step_tokens` is the budget; it is raised where it could not serve `max_running` answers and a prompt.
 
-    def __init__(self, blocks: BlockManager, *, max_running: int, step_tokens: int) -> None:
+    `alone_tokens` is the budget while nothing runs: a long prompt is read in one step then, which makes no answer wait.
+    """
+
+    def __init__(
+        self, blocks: BlockManager, *, max_running: int, step_tokens: int, alone_tokens: int | None = None
+    ) -> None:
         self.blocks = blocks
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival, all before those that wait
@@ -44,6 +49,7 @@ class Scheduler:
         self.cached_tokens = 0  # positions found in the cache instead of computed
         self._max_running = max_running
         self._step_tokens = max(step_tokens, max_running + 1)
+        self._alone_tokens = max(self._step_tokens, alone_tokens or 0)
         self._lost: set[int] = set()  # id() of those that gave up their blocks in this plan
         self._stuck_at = -1  # `blocks.releases` when the first that waits did not fit
 
@@ -63,7 +69,7 @@ class Scheduler:
     def plan(self) -> list[Work]:
         """The next step: answers first, then prompts. Empty only when nothing waits or runs."""
         planned: dict[int, Work] = {}  # by id() of the sequence
-        budget = self._step_tokens
+        budget = self._step_tokens if self.running else self._alone_tokens
         self._lost.clear()
         for sequence in sorted(self.running, key=lambda one: one.missing > 1):
             # One that gave up its blocks to an earlier one in this loop computes nothing.

@@ -20,7 +20,7 @@ from worker.model.cpu.head import Head, Int8Head
 from worker.model.errors import BackendError, CheckpointError
 from worker.model.gpu import decoder as gpu_decoder
 from worker.model.gpu import support as gpu
-from worker.model.gpu.decoder import GpuHead
+from worker.model.gpu.head import GpuHead, GpuInt8Head
 from worker.model.linear import Dense, GptqWeight, Linear
 from worker.model.qwen import Block, QwenModel
 from worker.model.weight_files import WeightFiles
@@ -48,7 +48,8 @@ def load_model(
     dtype    of the linear layers; by default what the kernels there compute fastest: fp32 for plain matrices
              on a CPU, fp16 for our kernels on a GPU, else bf16.
     backend  forces a linear backend by name, for quantised layers kept as stored. BackendError if it cannot.
-    head_bits  8 rounds the head, on CPUs with our kernels alone (`worker.model.cpu.head`). BackendError elsewhere.
+    head_bits  8 rounds the head where our kernels serve (`worker.model.cpu.head`, `worker.model.gpu.head`).
+             BackendError elsewhere.
     copies   also keep the layers in 16 bits for steps of many rows, on GPUs whose free memory it takes a tenth of.
     """
     config = load_config(path)
@@ -111,17 +112,21 @@ class _Loader:
     def _head(self) -> Linear:
         weight = self._read("lm_head.weight")
         dtype = torch.float32 if self._dtype == torch.float32 else torch.float16
-        reason = (
-            library.why_not() if self._device.type == "cpu" else f"runs on CPUs, not on {self._device.type}"
-        )
+        ours_on_gpu = self._dtype == torch.float16 and gpu.why_not(self._device) is None
+        if self._device.type == "cpu":
+            reason = library.why_not()
+        else:
+            reason = (
+                None if ours_on_gpu else "needs our kernels, which do not serve this model on this device"
+            )
         if dtype == torch.float32:
             reason = "rounds, and this model computes in float32"
         if self._head_bits == 8 and reason is not None:
             raise BackendError(f"the head of 8 bits {reason}")
+        if ours_on_gpu:
+            self._names["lm_head"].add(f"triton {'int8' if self._head_bits == 8 else 'float16'}")
+            return GpuInt8Head.of(weight.to(dtype)) if self._head_bits == 8 else GpuHead(weight.to(dtype))
         if reason is not None:
-            if self._dtype == torch.float16 and gpu.why_not(self._device) is None:
-                self._names["lm_head"].add("triton float16")
-                return GpuHead(weight.to(dtype))
             self._names["lm_head"].add(f"dense {_short(dtype)}")
             return Dense(weight.to(dtype), None)
         if self._head_bits == 8:

@@ -1,4 +1,4 @@
-"""Attention on a GPU: answers by the kernel over the pages, prompts by torch."""
+"""Attention on a GPU: answers and prompts by our kernels over the pages, whole prompts by cuDNN's."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 
 from worker.engine.batch import Batch, Span
@@ -19,8 +18,13 @@ if TYPE_CHECKING:
     from worker.engine.attention import AttentionShape
 
 
-# Without cuDNN's: it plans anew for every length.
-TORCH_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# cuDNN plans for every length anew, 50 ms each: prompts are filled up to a multiple of this. Below the first multiple
+# that is worth it our own kernel is as fast.
+CUDNN_STEP, CUDNN_LEAST, CUDNN_MOST = 512, 1024, 8192
+
+
+# Positions that a piece of a prompt looks at, up to which small tiles are faster.
+PROMPT_SHORT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ def cut_for(rows: int) -> Cut:
 
 
 class TritonPaged:
-    """Our own kernel, in Triton, for answers; torch's attention over copied pages for prompts."""
+    """Our own kernels, in Triton; cuDNN's where a long prompt is computed as a whole."""
 
     name = "triton-paged"
 
@@ -85,8 +89,8 @@ class TritonPaged:
         """The rows of prompts of a batch, into `mixed`."""
         from worker.engine.gpu.attention_kernel import rotate_and_store
 
-        first, heads = batch.answers, qkv.shape[1] // 3
-        turned = torch.empty(len(qkv) - first, 2 * heads, qkv.shape[2], dtype=cache.dtype, device=qkv.device)
+        first, heads, dim = batch.answers, qkv.shape[1] // 3, qkv.shape[2]
+        turned = torch.empty(len(qkv) - first, 3 * heads, dim, dtype=cache.dtype, device=qkv.device)
         keys, values = cache.layers[layer]
         scales = cache.scales[layer] if cache.quantized else cache.layers[layer]
         launch = support.dependent_launch(qkv.device)
@@ -101,7 +105,7 @@ class TritonPaged:
             rotation.sin[first:],
             turned,
             H=heads,
-            D=qkv.shape[2],
+            D=dim,
             PAGE=cache.block_size,
             BY_HEAD=cache.by_head,
             QUANTIZED=cache.quantized,
@@ -109,14 +113,21 @@ class TritonPaged:
             PDL=launch,
             **({"launch_pdl": True} if launch else {}),
         )
-        with sdpa_kernel(TORCH_KERNELS):
-            for span in batch.spans[first:]:
-                rows, mine = slice(span.row, span.row + span.count), turned[span.row - first :][: span.count]
-                if span.start or cache.quantized:
-                    k, v = cache.read(layer, span.blocks, span.first, span.length)
-                else:  # nothing before it: all is here
-                    k, v = mine[:, heads:], qkv[rows, 2 * heads :].to(cache.dtype)
-                mixed[rows] = _prompt(mine[:, :heads], k, v, span)
+        for span in batch.spans[first:]:
+            mine = turned[span.row - first :][: span.count]
+            answer = mixed[span.row : span.row + span.count]
+            if self._by_cudnn(span, cache):
+                answer.copy_(_whole(mine))
+            else:
+                _piece(mine, layer, cache, span, answer)
+
+    def _by_cudnn(self, span: Span, cache: KVCache) -> bool:
+        return (
+            cache.device.type == "cuda"
+            and span.start == 0
+            and CUDNN_LEAST <= span.count <= CUDNN_MOST
+            and not cache.quantized
+        )
 
     def decode(
         self,
@@ -172,6 +183,14 @@ class TritonPaged:
         )
         return out
 
+    def warm(self, cache: KVCache, heads: int) -> None:
+        """As `DecodeAttention` says: cuDNN's plans."""
+        config = (3 * heads, cache.layers[0].shape[-1])
+        if cache.device.type != "cuda" or cache.quantized:
+            return
+        for length in range(CUDNN_LEAST, CUDNN_MOST + 1, CUDNN_STEP):
+            _whole(torch.zeros(length, *config, dtype=cache.dtype, device=cache.device))
+
     def _tables(self, batch: Batch) -> Tensor:
         """Of a batch's answers; made once for all layers of a step."""
         if self._planned is None or self._planned[0] is not batch:
@@ -193,11 +212,47 @@ class TritonPaged:
         return self._scratch[pairs]
 
 
-def _prompt(queries: Tensor, keys: Tensor, values: Tensor, span: Span) -> Tensor:
-    """`[n, heads, D]`, `[length, heads, D]` twice, of one sequence -> `[n, heads, D]`."""
-    q, k, v = (one.transpose(0, 1).unsqueeze(0) for one in (queries, keys, values))
-    if span.start:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(span.count, span.length))
-    else:
+def _piece(turned: Tensor, layer: int, cache: KVCache, span: Span, answer: Tensor) -> None:
+    """Attention of a piece of a prompt over the pages, into `answer` `[n, heads, D]`. turned `[n, 3 * heads, D]`."""
+    from worker.engine.gpu.prompt_kernel import prompt_attention
+
+    count, heads, dim = answer.shape
+    keys, values = cache.layers[layer]
+    scales = cache.scales[layer] if cache.quantized else cache.layers[layer]
+    tile, warps = (128, 8) if span.length > PROMPT_SHORT else (64, 4)
+    launch = support.dependent_launch(turned.device)
+    prompt_attention[(-(-count // tile), heads)](
+        turned,
+        keys,
+        values,
+        scales[0],
+        scales[1],
+        span.blocks,
+        answer,
+        span.start,
+        count,
+        dim**-0.5,
+        turned.stride(0),
+        H=heads,
+        D=dim,
+        PAGE=cache.block_size,
+        BY_HEAD=cache.by_head,
+        QUANTIZED=cache.quantized,
+        BM=tile,
+        BN=tile,
+        STAGES=3,
+        PDL=launch,
+        num_warps=warps,
+        **({"launch_pdl": True} if launch else {}),
+    )
+
+
+def _whole(turned: Tensor) -> Tensor:
+    """Causal attention of a whole prompt by cuDNN: `[n, 3 * heads, D]` -> `[n, heads, D]`."""
+    count = len(turned)
+    if short := -count % CUDNN_STEP:  # causal: no row looks at what is behind it
+        turned = torch.cat([turned, turned.new_zeros(short, *turned.shape[1:])])
+    q, k, v = turned.transpose(0, 1).unsqueeze(0).chunk(3, dim=1)
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return mixed[0].transpose(0, 1)
+    return mixed[0].transpose(0, 1)[:count]

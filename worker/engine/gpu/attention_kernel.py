@@ -46,7 +46,7 @@ def rotate_and_store(
     HEADS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One row of a prompt a program: its turned queries and keys `[2H, D]`, and keys and values in the cache."""
+    """One row of a prompt a program: its turned queries and keys, and its values, `[3H, D]`; both in the cache too."""
     row = tl.program_id(0)
     h = tl.arange(0, HEADS)
     d = tl.arange(0, D)
@@ -60,9 +60,10 @@ def rotate_and_store(
     k = tl.load(mine + H * D + d[None, :], mask=inside, other=0.0).to(tl.float32) * c
     k += tl.load(mine + H * D + (d ^ (D // 2))[None, :], mask=inside, other=0.0).to(tl.float32) * s
     v = tl.load(mine + 2 * H * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
-    to = turned + row.to(tl.int64) * 2 * H * D + h[:, None] * D + d[None, :]
+    to = turned + row.to(tl.int64) * 3 * H * D + h[:, None] * D + d[None, :]
     tl.store(to, q.to(turned.dtype.element_ty), mask=inside)
     tl.store(to + H * D, k.to(turned.dtype.element_ty), mask=inside)
+    tl.store(to + 2 * H * D, v.to(turned.dtype.element_ty), mask=inside)
     slot = tl.load(slots + row)
     at = _line(slot // PAGE, slot % PAGE, h, H, PAGE, BY_HEAD)
     if QUANTIZED:

@@ -1,8 +1,9 @@
 """The decoder on a GPU with five launches a layer for few rows, and eight for many.
 
-The formulas are those of `worker.model.qwen`. For up to FEW rows norms, bias, SiLU and the residual are parts of the
-products, which read the weights in 4 bits. More rows go through cuBLAS on the layers in 16 bits, kept beside the packed
-ones where that was asked for, else made for the call; norms and residual are one launch there.
+The formulas are those of `worker.model.qwen`. For few rows norms, bias, SiLU and the residual are parts of the
+products, which read the weights in 4 bits: on tensor cores where `worker.model.gpu.rows` can serve, else up to FEW rows
+by `GpuLinear.few`. More rows go through cuBLAS on the layers in 16 bits, kept beside the packed ones where that was
+asked for, else made for the call; norms and residual are one launch there.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.model.gpu import rows as tensor_cores
 from worker.model.gpu import support
-from worker.model.gpu.linear import FEW, GpuLinear
+from worker.model.gpu.linear import FEW, GpuLinear, TritonInt4
+from worker.model.gpu.rows import MOST, Int4Rows, Role
 from worker.model.linear import Linear
 from worker.model.qwen import Attend, Block, QwenModel
 
@@ -36,6 +39,15 @@ class GpuLayer:
     def linears(self) -> tuple[GpuLinear, ...]:
         return (self.c_attn, self.attn_c_proj, self.gate_up, self.mlp_c_proj)
 
+    @property
+    def roles(self) -> dict[Role, GpuLinear]:
+        return {
+            "c_attn": self.c_attn,
+            "attn_c_proj": self.attn_c_proj,
+            "gate_up": self.gate_up,
+            "mlp_c_proj": self.mlp_c_proj,
+        }
+
 
 class Copies:
     """The layers in 16 bits: for each layer c_attn, c_proj, gate and up, and the MLP's c_proj, `[out, in]`."""
@@ -50,14 +62,22 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class GpuQwenModel(QwenModel):
-    """The residual stream stays fp32; what goes into a product is fp16. `copies`: see above; None makes them anew."""
+    """The residual stream stays fp32; what goes into a product is fp16.
+
+    copies  see above; None makes them anew.
+    rows    the kernels on tensor cores, with the norms of each layer in fp16; None where they cannot serve.
+    """
 
     layers: Sequence[GpuLayer]
     copies: Copies | None
+    rows: Int4Rows | None
+    gammas: Sequence[tuple[Tensor, Tensor]]
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, attend: Attend) -> Tensor:
         """As `QwenModel` says."""
+        if self.rows is not None and len(ids) <= MOST:
+            return self._on_tensor_cores(self.rows, ids, attend)
         hidden = self._embed(ids)
         run = self._few if len(ids) <= FEW else self._many
         run(hidden, attend)
@@ -71,13 +91,38 @@ class GpuQwenModel(QwenModel):
         """The same weights, one call for each product."""
         return QwenModel(**{field.name: getattr(self, field.name) for field in fields(QwenModel)})
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def _embed(self, ids: Tensor, sixteenth: Tensor | None = None) -> Tensor:
         from worker.model.gpu.kernels import embed
 
         width = self.config.hidden_size
         hidden = torch.empty(len(ids), width, device=self.device)
-        padded = 1 << (width - 1).bit_length()
-        embed[(len(ids),)](ids, self.wte, hidden, width, WIDTH=padded, num_warps=8, **self._launch)
+        embed[(len(ids),)](
+            ids,
+            self.wte,
+            hidden,
+            hidden if sixteenth is None else sixteenth,
+            width,
+            WIDTH=1 << (width - 1).bit_length(),
+            SIXTEENTH=sixteenth is not None,
+            num_warps=8,
+            **self._launch,
+        )
+        return hidden
+
+    def _on_tensor_cores(self, rows: Int4Rows, ids: Tensor, attend: Attend) -> Tensor:
+        """All layers. Products read a sixteenth of the residual stream: in fp16 it reaches up to a million so."""
+        count, eps = len(ids), self.config.norm_eps
+        shape = (3 * self.config.num_heads, self.config.head_dim)
+        sixteenth = self._new(count, self.config.hidden_size)
+        hidden = self._embed(ids, sixteenth)
+        for index, (layer, gammas) in enumerate(zip(self.layers, self.gammas, strict=True)):
+            qkv = self._new(count, layer.c_attn.out_features)
+            rows("c_attn", layer.c_attn, sixteenth, qkv, gamma=gammas[0], eps=eps)
+            mixed = attend(index, qkv.view(count, *shape)).flatten(1).to(torch.float16)
+            rows("attn_c_proj", layer.attn_c_proj, mixed, hidden, sixteenth=sixteenth)
+            inner = self._new(count, layer.mlp_c_proj.in_features)
+            rows("gate_up", layer.gate_up, sixteenth, inner, gamma=gammas[1], eps=eps)
+            rows("mlp_c_proj", layer.mlp_c_proj, inner, hidden, sixteenth=sixteenth)
         return hidden
 
     def _few(self, hidden: Tensor, attend: Attend) -> None:
@@ -150,36 +195,6 @@ class GpuQwenModel(QwenModel):
         return {"PDL": True, "launch_pdl": True} if support.dependent_launch(self.device) else {"PDL": False}
 
 
-@dataclass(frozen=True, slots=True)
-class GpuHead:
-    """The output head, weight fp16 `[vocab, hidden]`: one row by our kernel, more by cuBLAS."""
-
-    weight: Tensor
-
-    def __call__(self, x: Tensor, /) -> Tensor:
-        if len(x) != 1:
-            return F.linear(x, self.weight)
-        from worker.model.gpu.kernels import one_row
-
-        (outputs, inputs), pdl = self.weight.shape, support.dependent_launch(x.device)
-        out = x.new_empty(1, outputs)
-        one_row[(-(-outputs // 16),)](
-            x,
-            self.weight,
-            x,
-            out,
-            outputs,
-            INPUTS=inputs,
-            BN=16,
-            BK=min(2048, 1 << (inputs - 1).bit_length()),
-            BITS=16,
-            PDL=pdl,
-            num_warps=8,
-            **({"launch_pdl": True} if pdl else {}),
-        )
-        return out
-
-
 def fused(model: QwenModel, *, copies: bool) -> QwenModel:
     """The same model with fewer launches where all its layers are in the packing of the kernels; else `model` itself.
 
@@ -191,7 +206,17 @@ def fused(model: QwenModel, *, copies: bool) -> QwenModel:
     copies = copies and Copies.nbytes(layers) < FREE_MEMORY * torch.cuda.mem_get_info(model.device)[0]
     same: dict[str, Any] = {field.name: getattr(model, field.name) for field in fields(model)}
     same |= {"blocks": blocks}
-    return GpuQwenModel(**same, layers=layers, copies=Copies(layers) if copies else None)
+    rows = tensor_cores.compiled([layer.roles for layer in layers])
+    if rows is not None:
+        named = {TritonInt4.name: f"cuda-int4 (up to {MOST} rows)"}
+        same |= {"backends": {kind: named.get(name, name) for kind, name in model.backends.items()}}
+    return GpuQwenModel(
+        **same,
+        layers=layers,
+        copies=Copies(layers) if copies else None,
+        rows=rows,
+        gammas=[(layer.ln_1.half(), layer.ln_2.half()) for layer in layers],
+    )
 
 
 def _ours(linear: Linear) -> bool:

@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from worker.model.gpu import cuda
+
 # Triton's interpreter runs kernels on a CPU, for tests: it knows neither inline assembly nor dependent launch.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -28,3 +30,14 @@ def why_not(device: torch.device) -> str | None:
 def dependent_launch(device: torch.device) -> bool:
     """Whether a kernel may start while the one before it ends (programmatic dependent launch)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@functools.cache
+def why_not_compiled(device: torch.device) -> str | None:
+    """Why the kernels in CUDA C++ cannot run on `device`; None when they can."""
+    if device.type != "cuda":
+        return f"runs on NVIDIA GPUs, not on {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (9, 0):
+        return f"needs compute capability 9.0, this GPU has {capability[0]}.{capability[1]}"
+    return cuda.why_not()

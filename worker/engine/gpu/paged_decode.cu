@@ -1,0 +1,223 @@
+// Decode attention over pages of 16 tokens, fp16, heads of 128: rotation, cache write and attention of one row a block.
+// Compiled by `worker.model.gpu.cuda`, for sm_90.
+//
+// A page of one head is 4 KB of keys and 4 KB of values in one piece. A warp takes it whole: a lane has 8 dimensions of
+// every second token, 16 bytes at a time, so 8 KB a warp are under way at once, the next page's keys while this page's
+// values are added up and the other way round. The warps of a block, and the blocks of a cluster, take pages in turns;
+// what each has found is added up at the end, in one order.
+
+typedef unsigned short half_bits;
+
+__device__ __forceinline__ void halves(unsigned v, float& l, float& h) {
+  asm volatile("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(l), "=f"(h) : "r"(v));
+}
+__device__ __forceinline__ unsigned packed(float l, float h) {
+  unsigned v;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(h), "f"(l));
+  return v;
+}
+__device__ __forceinline__ void floats(const uint4& v, float* f) {
+  halves(v.x, f[0], f[1]);
+  halves(v.y, f[2], f[3]);
+  halves(v.z, f[4], f[5]);
+  halves(v.w, f[6], f[7]);
+}
+__device__ __forceinline__ uint4 stream(const uint4* at) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+  return v;
+}
+__device__ __forceinline__ float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+__device__ __forceinline__ float of_neighbour(const float* mine, unsigned rank) {
+  unsigned there;
+  float f;
+  unsigned here = (unsigned)__cvta_generic_to_shared(mine);
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(f) : "r"(there) : "memory");
+  return f;
+}
+
+// Hides where a pointer comes from, so that the compiler keeps one address for several loads, not one for each.
+template <class T>
+__device__ __forceinline__ const T* plain(const T* at) {
+  asm volatile("" : "+l"(at));
+  return at;
+}
+
+enum { D = 128, PAGE = 16 };
+
+// Grid (heads * CLUSTER, rows). `keys` and `values`: [blocks, heads, PAGE, D]; `tables`: [rows, table_stride].
+// cos, sin fp32 [rows, D], with the sign of the rotation in sin; qkv and out fp16 [rows, 3 * heads or heads, D].
+template <int WARPS, int CLUSTER>
+__global__ void __launch_bounds__(WARPS * 32, 16 / WARPS)
+paged_decode(const half_bits* __restrict__ qkv, half_bits* keys, half_bits* values, const int* __restrict__ tables,
+             const long long* __restrict__ positions, const float* __restrict__ cos, const float* __restrict__ sin,
+             half_bits* __restrict__ out, int table_stride, int heads, float softmax_scale, int pdl) {
+  __shared__ float mixes[2 * WARPS][D];
+  __shared__ float tops[2 * WARPS], totals[2 * WARPS];
+  __shared__ float ours[D + 2];  // of the block: its mix, its top, its total
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, parity = lane >> 4, d0 = (lane & 15) * 8;
+  const int head = blockIdx.x / CLUSTER, rank = blockIdx.x % CLUSTER, row = blockIdx.y;
+  const int past = (int)positions[row], pages = (past + PAGE - 1) / PAGE;
+  const int* table = tables + (size_t)row * table_stride;
+
+  uint4 k[8], v[8];
+  const uint4 none = make_uint4(0, 0, 0, 0);
+  // What lies behind the end of the past may be anything, even NaN: it is not read.
+  auto fetch = [&](const half_bits* from, uint4* to, int page, int block) {
+    const int left = past - page * PAGE;
+    const half_bits* at = plain(from + ((size_t)block * heads + head) * (PAGE * D) + parity * D + d0);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      to[i] = 2 * i + parity < left ? stream((const uint4*)(at + 2 * i * D)) : none;
+  };
+  int page = rank * WARPS + warp;
+  int block = page < pages ? table[page] : 0;
+  fetch(keys, k, page, block);
+  fetch(values, v, page, block);
+  int next = page + WARPS * CLUSTER, next_block = next < pages ? table[next] : 0;
+  if (pdl) asm volatile("griddepcontrol.launch_dependents; griddepcontrol.wait;" ::: "memory");
+
+  const half_bits* mine = qkv + ((size_t)row * 3 * heads + head) * D;
+  auto rotated = [&](const half_bits* from, float* to) {
+    const float4 *turn = (const float4*)plain(cos + row * D + d0), *cross = (const float4*)plain(sin + row * D + d0);
+    float a[8], b[8];
+    floats(*(const uint4*)(from + d0), a);
+    floats(*(const uint4*)(from + (d0 ^ (D / 2))), b);
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const float4 c = turn[j], s = cross[j];
+      to[4 * j] = a[4 * j] * c.x + b[4 * j] * s.x;
+      to[4 * j + 1] = a[4 * j + 1] * c.y + b[4 * j + 1] * s.y;
+      to[4 * j + 2] = a[4 * j + 2] * c.z + b[4 * j + 2] * s.z;
+      to[4 * j + 3] = a[4 * j + 3] * c.w + b[4 * j + 3] * s.w;
+    }
+  };
+  float q[8];
+  rotated(mine, q);
+#pragma unroll
+  for (int j = 0; j < 8; j++) q[j] *= softmax_scale * 1.4426950408889634f;  // so that exp2 serves
+
+  float top = -1e30f, total = 0, mix[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+#pragma unroll 1
+  for (; page < pages; page = next, next += WARPS * CLUSTER) {
+    float score[8], higher = top;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      float f[8], sum = 0;
+      floats(k[i], f);
+#pragma unroll
+      for (int j = 0; j < 8; j++) sum += f[j] * q[j];
+      score[i] = sum;
+    }
+    fetch(keys, k, next, next_block);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+#pragma unroll
+      for (int apart = 8; apart; apart /= 2) score[i] += __shfl_xor_sync(~0u, score[i], apart);
+      if (2 * i + parity >= past - page * PAGE) score[i] = -1e30f;
+      higher = fmaxf(higher, score[i]);
+    }
+    const float shrink = exp2_of(top - higher);
+    top = higher;
+    total *= shrink;
+#pragma unroll
+    for (int j = 0; j < 8; j++) mix[j] *= shrink;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const float p = score[i] > -1e30f ? exp2_of(score[i] - higher) : 0;
+      float f[8];
+      floats(v[i], f);
+      total += p;
+#pragma unroll
+      for (int j = 0; j < 8; j++) mix[j] += p * f[j];
+    }
+    fetch(values, v, next, next_block);
+    next_block = next + WARPS * CLUSTER < pages ? table[next + WARPS * CLUSTER] : 0;
+  }
+
+  if (rank == CLUSTER - 1 && warp == WARPS - 1) {  // the new token: turn it, keep it, attend to it
+    float new_k[8], new_v[8];
+    rotated(mine + heads * D, new_k);
+    const uint4 kept_v = *(const uint4*)(mine + 2 * heads * D + d0);
+    const uint4 kept_k = make_uint4(packed(new_k[0], new_k[1]), packed(new_k[2], new_k[3]), packed(new_k[4], new_k[5]),
+                                    packed(new_k[6], new_k[7]));
+    const size_t at = (((size_t)table[past / PAGE] * heads + head) * PAGE + past % PAGE) * D + d0;
+    floats(kept_k, new_k);
+    floats(kept_v, new_v);
+    float score = 0;
+#pragma unroll
+    for (int j = 0; j < 8; j++) score += new_k[j] * q[j];
+#pragma unroll
+    for (int apart = 8; apart; apart /= 2) score += __shfl_xor_sync(~0u, score, apart);
+    if (parity == 0) {
+      *(uint4*)(keys + at) = kept_k;
+      *(uint4*)(values + at) = kept_v;
+      const float higher = fmaxf(top, score), shrink = exp2_of(top - higher), p = exp2_of(score - higher);
+      top = higher;
+      total = total * shrink + p;
+#pragma unroll
+      for (int j = 0; j < 8; j++) mix[j] = mix[j] * shrink + p * new_v[j];
+    }
+  }
+
+  const int place = 2 * warp + parity;
+#pragma unroll
+  for (int j = 0; j < 8; j += 4) *(float4*)&mixes[place][d0 + j] = make_float4(mix[j], mix[j + 1], mix[j + 2], mix[j + 3]);
+  if ((lane & 15) == 0) {
+    tops[place] = top;
+    totals[place] = total;
+  }
+  __syncthreads();
+  half_bits* answer = out + ((size_t)row * heads + head) * D;
+  auto store = [&](int d, float x) {
+    half_bits h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    answer[d] = h;
+  };
+  for (int d = threadIdx.x; d < D; d += WARPS * 32) {
+    float highest = tops[0], sum = 0, mixed = 0;
+#pragma unroll 4
+    for (int i = 1; i < 2 * WARPS; i++) highest = fmaxf(highest, tops[i]);
+#pragma unroll 4
+    for (int i = 0; i < 2 * WARPS; i++) {
+      const float share = exp2_of(tops[i] - highest);
+      sum += totals[i] * share;
+      mixed += mixes[i][d] * share;
+    }
+    if (CLUSTER == 1) {
+      store(d, mixed / sum);
+    } else {
+      ours[d] = mixed;
+      if (d == 0) {
+        ours[D] = highest;
+        ours[D + 1] = sum;
+      }
+    }
+  }
+  if (CLUSTER > 1) {
+    cluster_barrier();
+    const int share = D / CLUSTER, d = rank * share + threadIdx.x;
+    if (threadIdx.x < share) {
+      float highest = -1e30f, sum = 0, mixed = 0, there[CLUSTER];
+#pragma unroll
+      for (int i = 0; i < CLUSTER; i++) highest = fmaxf(highest, there[i] = of_neighbour(ours + D, i));
+#pragma unroll
+      for (int i = 0; i < CLUSTER; i++) {
+        const float weight = exp2_of(there[i] - highest);
+        sum += of_neighbour(ours + D + 1, i) * weight;
+        mixed += of_neighbour(ours + d, i) * weight;
+      }
+      store(d, mixed / sum);
+    }
+    cluster_barrier();  // nobody's shared memory goes while it is read
+  }
+}

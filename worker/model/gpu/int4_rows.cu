@@ -1,0 +1,289 @@
+// Few rows times int4 weights on tensor cores: norm, bias, SiLU and residual included. Compiled by `cuda.py`, for sm_90.
+//
+// The packing is that of `linear.py`: word j of an output has inputs 8j to 8j + 7, pair p of them in nibbles p and p + 4.
+// A tile is 16 outputs, the M side of mma.m16n8k16; 8 rows of x are its N side. A warp multiplies whole groups of 128
+// inputs: lane (g, c), g = lane / 4, c = lane % 4, reads 32 inputs from 32c on, of outputs g and g + 8 and of row g of x,
+// 16 bytes at a time. Which input stands at which k of the mma is free as long as both sides agree, so nothing is
+// rearranged. The warps of a block, and the blocks of a cluster, divide the groups; their sums are added at the end, in
+// one order.
+
+typedef unsigned short half_bits;
+
+__device__ __forceinline__ float low(unsigned v) {
+  float f;
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(f) : "r"(v));
+  return f;
+}
+__device__ __forceinline__ float high(unsigned v) {
+  float f;
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(f) : "r"(v));
+  return f;
+}
+__device__ __forceinline__ float to_float(half_bits v) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
+  return f;
+}
+__device__ __forceinline__ half_bits to_half(float f) {
+  half_bits v;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(v) : "f"(f));
+  return v;
+}
+__device__ __forceinline__ unsigned product(unsigned a, unsigned b) {
+  unsigned r;
+  asm("mul.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+// Weights are read once: they need no place in L1.
+__device__ __forceinline__ uint4 stream(const uint4* at) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+  return v;
+}
+template <unsigned MASK>
+__device__ __forceinline__ unsigned codes(unsigned w) {  // 1024 + code, or 1024 + 16 * code, in both halves
+  unsigned r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(w), "n"(MASK), "n"(0x64006400));
+  return r;
+}
+__device__ __forceinline__ unsigned scaled(unsigned a, unsigned b, unsigned c) {
+  unsigned r;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+// The four pairs of a word, code - 8, exactly.
+__device__ __forceinline__ void unpack(unsigned w, unsigned* pairs) {
+  const unsigned one = 0x3C003C00, sixteenth = 0x2C002C00;   // 1, 1/16
+  const unsigned first = 0xE408E408, second = 0xD480D480;    // -1032, -72
+  const unsigned later = w >> 8;
+  pairs[0] = scaled(codes<0x000F000F>(w), one, first);
+  pairs[1] = scaled(codes<0x00F000F0>(w), sixteenth, second);
+  pairs[2] = scaled(codes<0x000F000F>(later), one, first);
+  pairs[3] = scaled(codes<0x00F000F0>(later), sixteenth, second);
+}
+__device__ __forceinline__ void multiply(float* d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                         unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ unsigned word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+__device__ __forceinline__ float of_neighbour(const float* mine, unsigned rank) {
+  unsigned there;
+  float f;
+  unsigned here = (unsigned)__cvta_generic_to_shared(mine);
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(f) : "r"(there) : "memory");
+  return f;
+}
+
+enum { PLAIN = 0, SILU = 1, ADD = 2 };
+
+// RB      blocks of 8 rows
+// TILES   tiles of 16 outputs a block
+// WARPS   of a block
+// TURNS   most groups a warp, AHEAD of them in registers at once
+// CLUSTER blocks that divide the inputs of the same outputs
+// ROUNDED weights are rounded to fp16 before they are multiplied: half the accumulators; else a group's sum is scaled
+// NORM    x is the residual stream divided by 16, and is RMS-normed with `gamma` (fp16)
+// END     PLAIN: out fp16; SILU: outputs alternate between gate and up, silu(gate) * up is written, fp16;
+//         ADD: out fp32 gets the product added, and `sixteenth` fp16 a sixteenth of the sum
+template <int RB, int TILES, int WARPS, int TURNS, int AHEAD, int CLUSTER, bool ROUNDED, bool NORM, int END>
+__global__ void __launch_bounds__(WARPS * 32)
+int4_rows(const half_bits* __restrict__ x, const half_bits* __restrict__ gamma, float eps,
+          const unsigned* __restrict__ words, const half_bits* __restrict__ scales, const half_bits* __restrict__ bias,
+          void* __restrict__ out, half_bits* __restrict__ sixteenth, int rows, int inputs, int outputs, int pdl) {
+  extern __shared__ float shared[];
+  float* sums = shared;                                            // [WARPS][TILES * RB][4][32]
+  float* squares = shared + WARPS * TILES * RB * 128;              // [WARPS][RB * 8]
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
+  const int groups = inputs / 128, width = inputs / 8, rank = CLUSTER > 1 ? blockIdx.x % CLUSTER : 0;
+  const int tile0 = (blockIdx.x / CLUSTER) * TILES, tiles = outputs / 16;
+  const int begin = (rank * WARPS + warp) * TURNS;
+
+  uint4 w[AHEAD][TILES][2];
+  half_bits s[AHEAD][TILES][2];
+  auto fetch = [&](int slot, int group) {
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int n = (tile0 + t) * 16 + 8 * h + g;
+        if (group < groups && tile0 + t < tiles) {
+          w[slot][t][h] = stream((const uint4*)(words + (size_t)n * width + group * 16 + c * 4));
+          s[slot][t][h] = scales[(size_t)n * groups + group];
+        } else {
+          w[slot][t][h] = make_uint4(0, 0, 0, 0);
+          s[slot][t][h] = 0;
+        }
+      }
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < AHEAD; i++) fetch(i, begin + i);
+  if (pdl) asm volatile("griddepcontrol.launch_dependents; griddepcontrol.wait;" ::: "memory");
+
+  float total[TILES][RB][4], square[RB];
+#pragma unroll
+  for (int b = 0; b < RB; b++) {
+    square[b] = 0;
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) total[t][b][e] = 0;
+  }
+#pragma unroll
+  for (int turn = 0; turn < TURNS; turn++) {
+    const int slot = turn % AHEAD, group = begin + turn;
+    float group_sums[TILES][RB][4];
+    auto& part = ROUNDED ? total : group_sums;
+    if (!ROUNDED)
+#pragma unroll
+      for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int b = 0; b < RB; b++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) part[t][b][e] = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int k = group * 128 + 32 * c + 8 * i;
+      uint4 v[RB];
+#pragma unroll
+      for (int b = 0; b < RB; b++) {
+        v[b] = make_uint4(0, 0, 0, 0);
+        if (8 * b + g < rows && group < groups) v[b] = *(const uint4*)(x + (size_t)(8 * b + g) * inputs + k);
+      }
+      if (NORM) {
+        uint4 ga = make_uint4(0, 0, 0, 0);
+        if (group < groups) ga = __ldg((const uint4*)(gamma + k));
+#pragma unroll
+        for (int b = 0; b < RB; b++) {
+          const unsigned pairs[4] = {v[b].x, v[b].y, v[b].z, v[b].w};
+#pragma unroll
+          for (int p = 0; p < 4; p++) {
+            square[b] += low(pairs[p]) * low(pairs[p]);
+            square[b] += high(pairs[p]) * high(pairs[p]);
+          }
+          v[b] = make_uint4(product(v[b].x, ga.x), product(v[b].y, ga.y), product(v[b].z, ga.z), product(v[b].w, ga.w));
+        }
+      }
+#pragma unroll
+      for (int t = 0; t < TILES; t++) {
+        unsigned upper[4], lower[4];
+        unpack(word(w[slot][t][0], i), upper);
+        unpack(word(w[slot][t][1], i), lower);
+        if (ROUNDED) {
+          const unsigned s0 = s[slot][t][0] * 0x10001u, s1 = s[slot][t][1] * 0x10001u;
+#pragma unroll
+          for (int p = 0; p < 4; p++) {
+            upper[p] = product(upper[p], s0);
+            lower[p] = product(lower[p], s1);
+          }
+        }
+#pragma unroll
+        for (int b = 0; b < RB; b++) {
+          multiply(part[t][b], upper[0], lower[0], upper[1], lower[1], v[b].x, v[b].y);
+          multiply(part[t][b], upper[2], lower[2], upper[3], lower[3], v[b].z, v[b].w);
+        }
+      }
+    }
+    if (!ROUNDED)
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+      const float s0 = to_float(s[slot][t][0]), s1 = to_float(s[slot][t][1]);
+#pragma unroll
+      for (int b = 0; b < RB; b++) {
+        total[t][b][0] += s0 * part[t][b][0];
+        total[t][b][1] += s0 * part[t][b][1];
+        total[t][b][2] += s1 * part[t][b][2];
+        total[t][b][3] += s1 * part[t][b][3];
+      }
+    }
+    if (turn + AHEAD < TURNS) fetch(slot, group + AHEAD);
+  }
+
+#pragma unroll
+  for (int b = 0; b < RB; b++) {
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) sums[((warp * TILES + t) * RB + b) * 128 + e * 32 + lane] = total[t][b][e];
+    if (NORM) {
+      float v = square[b];
+      v += __shfl_xor_sync(~0u, v, 1);
+      v += __shfl_xor_sync(~0u, v, 2);
+      if (c == 0) squares[warp * RB * 8 + 8 * b + g] = v;
+    }
+  }
+  __syncthreads();
+  if (NORM) {  // of each row 1 / sqrt(mean square), in place of the first warp's squares
+    float v = 0;
+    if (threadIdx.x < RB * 8)
+      for (int i = 0; i < WARPS; i++) v += squares[i * RB * 8 + threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x < RB * 8) squares[threadIdx.x] = 16.0f * rsqrtf(256.0f * v / inputs + eps);
+    __syncthreads();
+  }
+  // The product of row m and output n of this block, of all its warps.
+  auto reduced = [&](int n, int m) {
+    const int r = n & 15, at = ((n >> 4) * RB + (m >> 3)) * 128 + ((r >> 3) * 2 + (m & 1)) * 32 + (r & 7) * 4 + ((m & 7) >> 1);
+    float v = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) v += sums[i * TILES * RB * 128 + at];
+    return v;
+  };
+  const int across = TILES * 16, first = tile0 * 16;
+  if (CLUSTER > 1) {
+    float own[(TILES * RB * 128 + WARPS * 32 - 1) / (WARPS * 32)];
+#pragma unroll
+    for (int i = 0, o = threadIdx.x; i < sizeof(own) / 4; i++, o += WARPS * 32)
+      own[i] = o < across * rows ? reduced(o % across, o / across) : 0;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0, o = threadIdx.x; i < sizeof(own) / 4; i++, o += WARPS * 32)
+      if (o < across * rows) sums[o] = own[i];
+    cluster_barrier();
+  }
+  const int share = (across * rows + CLUSTER - 1) / CLUSTER;
+  if (END == SILU) {
+    const int half = across / 2;
+    for (int o = threadIdx.x; o < half * rows; o += WARPS * 32) {
+      const int n = 2 * (o % half), m = o / half;
+      if (first + n < outputs) {
+        const float scale = NORM ? squares[m] : 1.0f;
+        float gate = reduced(n, m) * scale, up = reduced(n + 1, m) * scale;
+        if (bias) { gate += to_float(bias[first + n]); up += to_float(bias[first + n + 1]); }
+        ((half_bits*)out)[(size_t)m * (outputs / 2) + (first + n) / 2] = to_half(gate / (1.0f + __expf(-gate)) * up);
+      }
+    }
+  } else {
+    const int stop = min(across * rows, (rank + 1) * share);
+    for (int o = rank * share + threadIdx.x; o < stop; o += WARPS * 32) {
+      const int n = o % across, m = o / across;
+      if (first + n < outputs) {
+        float v = 0;
+        if (CLUSTER > 1)
+#pragma unroll
+          for (int i = 0; i < CLUSTER; i++) v += of_neighbour(sums + o, i);
+        else
+          v = reduced(n, m);
+        if (NORM) v *= squares[m];
+        if (bias) v += to_float(bias[first + n]);
+        const size_t at = (size_t)m * outputs + first + n;
+        if (END == ADD) {
+          v += ((float*)out)[at];
+          ((float*)out)[at] = v;
+          if (sixteenth) sixteenth[at] = to_half(v * 0.0625f);
+        } else {
+          ((half_bits*)out)[at] = to_half(v);
+        }
+      }
+    }
+  }
+  if (CLUSTER > 1) cluster_barrier();  // nobody's shared memory goes while it is read
+}

@@ -159,7 +159,9 @@ def decode(bench: Bench, batches: list[int], context: int, steps: int) -> Iterat
     for rows, label, how in kinds:
         # So long that the mean over all that is measured is the context asked for: answers grow while they are
         # measured, and the first ones before that, while the last prompts are read.
-        begin_at = max(1, context - steps * bench.repeats // 2 - rows * context // (2 * STEP_TOKENS[bench.kind]))
+        begin_at = max(
+            1, context - steps * bench.repeats // 2 - rows * context // (2 * STEP_TOKENS[bench.kind])
+        )
         names = {bench.submit(bench.ids(begin_at), context + 10 * steps, how) for _ in range(rows)}
         waiting = set(names)
         while waiting:

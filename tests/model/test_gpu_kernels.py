@@ -12,7 +12,7 @@ from worker.model.gpu import support
 from worker.model.gpu.decoder import GpuQwenModel
 from worker.model.gpu.head import GpuHead, GpuInt8Head
 from worker.model.gpu.linear import FEW, GpuLinear, TritonInt4, packed
-from worker.model.gpu.rows import MOST, TILES, Int4Rows, Role
+from worker.model.gpu.rows import MOST, TILES, Int4Rows, Role, Stream
 from worker.model.linear import GptqWeight
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,30 +108,34 @@ def test_rows_on_tensor_cores(
 ) -> None:
     """Every role, against fp32; nothing behind the last row is written. Weights and activations are fp16: 2**-11."""
     kernels, made = on_tensor_cores
-    gamma = (torch.rand(2048, device=DEVICE) + 0.5).half()
-    residual = 40 * torch.randn(rows, 2048, device=DEVICE)
-    sixteenth = (residual / 16).half()
-    normed = F.rms_norm(residual, (2048,), gamma.float(), EPS)
-    for role, (linear, exact) in made.items():
-        outputs = linear.out_features
-        if role in ("c_attn", "gate_up"):
-            right = normed @ exact
-            if linear.bias is not None:
-                right += linear.bias.float()
-            right = F.silu(right[:, 0::2]) * right[:, 1::2] if role == "gate_up" else right
-            out = torch.full((rows + 1, right.shape[1]), torch.nan, device=DEVICE).half()
-            kernels(role, linear, sixteenth, out[:rows], gamma=gamma, eps=EPS)
-            assert error(out[:rows], right) < 2e-3
-            assert out[rows:].isnan().all()
-        else:
-            x = torch.randn(rows, linear.in_features, device=DEVICE).half()
-            out = torch.randn(rows + 1, outputs, device=DEVICE)
-            before, small = out.clone(), torch.full((rows + 1, outputs), torch.nan, device=DEVICE).half()
-            kernels(role, linear, x, out[:rows], sixteenth=small[:rows])
-            assert error(out[:rows] - before[:rows], x.float() @ exact) < 1e-3
-            assert error(small[:rows], out[:rows] / 16) < 1e-3
-            assert torch.equal(out[rows:], before[rows:])
-            assert small[rows:].isnan().all()
+    gamma = torch.rand(2048, device=DEVICE) + 0.5
+    hidden = 40 * torch.randn(rows, 2048, device=DEVICE)
+    squares = hidden.square().view(rows, 128, 16).sum(2)
+    stream = Stream(hidden, (hidden * gamma / 16).half(), squares)
+    normed = F.rms_norm(hidden, (2048,), gamma, EPS)
+    for role in ("c_attn", "gate_up"):
+        linear, exact = made[role]
+        right = normed @ exact
+        if linear.bias is not None:
+            right += linear.bias.float()
+        right = F.silu(right[:, 0::2]) * right[:, 1::2] if role == "gate_up" else right
+        out = torch.full((rows + 1, right.shape[1]), torch.nan, device=DEVICE).half()
+        kernels.normed(role, linear, stream, EPS, out[:rows])
+        assert error(out[:rows], right) < 2e-3
+        assert out[rows:].isnan().all()
+    for role in ("attn_c_proj", "mlp_c_proj"):
+        linear, exact = made[role]
+        outputs, norm = linear.out_features, torch.rand(linear.out_features, device=DEVICE) + 0.5
+        x = torch.randn(rows, linear.in_features, device=DEVICE).half()
+        whole = Stream.empty(rows + 1, outputs, DEVICE)
+        for part in whole:
+            part.fill_(3.0)
+        behind = Stream._make(part[:rows] for part in whole)
+        kernels.add(role, linear, x, behind, norm)
+        assert error(behind.hidden - 3, x.float() @ exact) < 1e-3
+        assert error(behind.scaled, behind.hidden * norm / 16) < 1e-3
+        assert error(behind.squares, behind.hidden.square().view(rows, -1, 16).sum(2)) < 1e-5
+        assert all(bool((part[rows:] == 3).all()) for part in whole)
 
 
 def test_the_same_rows_are_the_same_bits_in_every_launch(
@@ -142,9 +146,10 @@ def test_the_same_rows_are_the_same_bits_in_every_launch(
         x, linear = torch.randn(rows, 5504, device=DEVICE).half(), made["mlp_c_proj"][0]
         got = []
         for _ in range(3):
-            out = torch.zeros(rows, linear.out_features, device=DEVICE)
-            kernels("mlp_c_proj", linear, x, out, sixteenth=out.half())
-            got.append(out)
+            stream = Stream.empty(rows, linear.out_features, DEVICE)
+            stream.hidden.zero_()
+            kernels.add("mlp_c_proj", linear, x, stream, None)
+            got.append(stream.hidden)
         assert torch.equal(got[0], got[1])
         assert torch.equal(got[0], got[2])
 

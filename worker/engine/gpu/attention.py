@@ -60,7 +60,7 @@ class TritonPaged:
 
     def __init__(self) -> None:
         self._planned: tuple[Batch, Tensor] | None = None
-        self._scratch: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._scratch: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def why_not(self, device: torch.device, shape: "AttentionShape") -> str | None:
         if shape.deterministic:
@@ -203,13 +203,14 @@ class TritonPaged:
 
         One room a size, for ever: captured graphs hold its address. Launches use it one after the other.
         """
-        if pairs not in self._scratch:
-            self._scratch[pairs] = (
+        size = (pairs, split, dim)
+        if size not in self._scratch:
+            self._scratch[size] = (
                 torch.empty(pairs * split * dim, device=device),
                 torch.empty(pairs * split * 2, device=device),
                 torch.zeros(pairs, dtype=torch.int32, device=device),
             )
-        return self._scratch[pairs]
+        return self._scratch[size]
 
 
 def _piece(turned: Tensor, layer: int, cache: KVCache, span: Span, answer: Tensor) -> None:

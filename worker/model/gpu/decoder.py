@@ -17,7 +17,7 @@ from torch import Tensor
 from worker.model.gpu import rows as tensor_cores
 from worker.model.gpu import support
 from worker.model.gpu.linear import FEW, GpuLinear, TritonInt4
-from worker.model.gpu.rows import MOST, Int4Rows, Role
+from worker.model.gpu.rows import MOST, Int4Rows, Role, Stream
 from worker.model.linear import Linear
 from worker.model.qwen import Attend, Block, QwenModel
 
@@ -65,13 +65,12 @@ class GpuQwenModel(QwenModel):
     """The residual stream stays fp32; what goes into a product is fp16.
 
     copies  see above; None makes them anew.
-    rows    the kernels on tensor cores, with the norms of each layer in fp16; None where they cannot serve.
+    rows    the kernels on tensor cores; None where they cannot serve.
     """
 
     layers: Sequence[GpuLayer]
     copies: Copies | None
     rows: Int4Rows | None
-    gammas: Sequence[tuple[Tensor, Tensor]]
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, attend: Attend) -> Tensor:
@@ -91,39 +90,42 @@ class GpuQwenModel(QwenModel):
         """The same weights, one call for each product."""
         return QwenModel(**{field.name: getattr(self, field.name) for field in fields(QwenModel)})
 
-    def _embed(self, ids: Tensor, sixteenth: Tensor | None = None) -> Tensor:
+    def _embed(self, ids: Tensor, stream: Stream | None = None) -> Tensor:
         from worker.model.gpu.kernels import embed
 
         width = self.config.hidden_size
-        hidden = torch.empty(len(ids), width, device=self.device)
+        hidden = torch.empty(len(ids), width, device=self.device) if stream is None else stream.hidden
         embed[(len(ids),)](
             ids,
             self.wte,
             hidden,
-            hidden if sixteenth is None else sixteenth,
+            self.layers[0].ln_1,
+            hidden if stream is None else stream.scaled,
+            hidden if stream is None else stream.squares,
             width,
             WIDTH=1 << (width - 1).bit_length(),
-            SIXTEENTH=sixteenth is not None,
+            SCALED=stream is not None,
             num_warps=8,
             **self._launch,
         )
         return hidden
 
     def _on_tensor_cores(self, rows: Int4Rows, ids: Tensor, attend: Attend) -> Tensor:
-        """All layers. Products read a sixteenth of the residual stream: in fp16 it reaches up to a million so."""
+        """All layers."""
         count, eps = len(ids), self.config.norm_eps
         shape = (3 * self.config.num_heads, self.config.head_dim)
-        sixteenth = self._new(count, self.config.hidden_size)
-        hidden = self._embed(ids, sixteenth)
-        for index, (layer, gammas) in enumerate(zip(self.layers, self.gammas, strict=True)):
+        stream = Stream.empty(count, self.config.hidden_size, self.device)
+        self._embed(ids, stream)
+        norms = [*(layer.ln_1 for layer in self.layers[1:]), None]
+        for index, (layer, following) in enumerate(zip(self.layers, norms, strict=True)):
             qkv = self._new(count, layer.c_attn.out_features)
-            rows("c_attn", layer.c_attn, sixteenth, qkv, gamma=gammas[0], eps=eps)
+            rows.normed("c_attn", layer.c_attn, stream, eps, qkv)
             mixed = attend(index, qkv.view(count, *shape)).flatten(1).to(torch.float16)
-            rows("attn_c_proj", layer.attn_c_proj, mixed, hidden, sixteenth=sixteenth)
+            rows.add("attn_c_proj", layer.attn_c_proj, mixed, stream, layer.ln_2)
             inner = self._new(count, layer.mlp_c_proj.in_features)
-            rows("gate_up", layer.gate_up, sixteenth, inner, gamma=gammas[1], eps=eps)
-            rows("mlp_c_proj", layer.mlp_c_proj, inner, hidden, sixteenth=sixteenth)
-        return hidden
+            rows.normed("gate_up", layer.gate_up, stream, eps, inner)
+            rows.add("mlp_c_proj", layer.mlp_c_proj, inner, stream, following)
+        return stream.hidden
 
     def _few(self, hidden: Tensor, attend: Attend) -> None:
         """All layers, on the residual stream in place."""
@@ -147,11 +149,14 @@ class GpuQwenModel(QwenModel):
         for index, layer in enumerate(self.layers):
             kept: Sequence[Tensor | None] = self.copies.layers[index] if self.copies else (None,) * 4
             c_attn, attn_c_proj, gate_up, mlp_c_proj = kept
-            qkv = self._product(layer.c_attn, c_attn, normed)
-            mixed = attend(index, qkv.view(count, *shape)).flatten(1).to(torch.float16)
-            normed = self._add_norm(hidden, self._product(layer.attn_c_proj, attn_c_proj, mixed), layer.ln_2)
-            inner = self._silu_times_up(self._product(layer.gate_up, gate_up, normed))
-            added = self._product(layer.mlp_c_proj, mlp_c_proj, inner)
+            qkv = self._product(layer.c_attn, c_attn, normed).view(count, *shape)
+            mixed = attend(index, qkv).flatten(1).to(torch.float16)
+            added = self._product(layer.attn_c_proj, attn_c_proj, mixed)
+            del qkv, mixed  # of a long prompt this is what its memory goes to
+            normed = self._add_norm(hidden, added, layer.ln_2)
+            added = self._product(layer.gate_up, gate_up, normed)
+            added = self._silu_times_up(added)
+            added = self._product(layer.mlp_c_proj, mlp_c_proj, added)
             if index + 1 < len(self.layers):
                 normed = self._add_norm(hidden, added, self.layers[index + 1].ln_1)
             else:
@@ -215,7 +220,6 @@ def fused(model: QwenModel, *, copies: bool) -> QwenModel:
         layers=layers,
         copies=Copies(layers) if copies else None,
         rows=rows,
-        gammas=[(layer.ln_1.half(), layer.ln_2.half()) for layer in layers],
     )
 
 

@@ -90,17 +90,19 @@ enum { PLAIN = 0, SILU = 1, ADD = 2 };
 // TURNS   most groups a warp, AHEAD of them in registers at once
 // CLUSTER blocks that divide the inputs of the same outputs
 // ROUNDED weights are rounded to fp16 before they are multiplied: half the accumulators; else a group's sum is scaled
-// NORM    x is the residual stream divided by 16, and is RMS-normed with `gamma` (fp16)
+// NORM    x is a sixteenth of the residual stream times a norm's weights: what is missing to the norm is one factor a
+//         row, which comes from `squares` fp32 [rows, inputs / 16], sums of the squares of 16 numbers of the stream
 // END     PLAIN: out fp16; SILU: outputs alternate between gate and up, silu(gate) * up is written, fp16;
-//         ADD: out fp32 gets the product added, and `sixteenth` fp16 a sixteenth of the sum
+//         ADD: out fp32, the stream, gets the product added; with `gamma` fp32, the weights of the norm that comes
+//         next, `next` fp16 becomes what NORM reads as x, and `squares` [rows, outputs / 16] that of the new stream
 template <int RB, int TILES, int WARPS, int TURNS, int AHEAD, int CLUSTER, bool ROUNDED, bool NORM, int END>
 __global__ void __launch_bounds__(WARPS * 32)
-int4_rows(const half_bits* __restrict__ x, const half_bits* __restrict__ gamma, float eps,
-          const unsigned* __restrict__ words, const half_bits* __restrict__ scales, const half_bits* __restrict__ bias,
-          void* __restrict__ out, half_bits* __restrict__ sixteenth, int rows, int inputs, int outputs, int pdl) {
+int4_rows(const half_bits* __restrict__ x, float* __restrict__ squares, float eps, const unsigned* __restrict__ words,
+          const half_bits* __restrict__ scales, const half_bits* __restrict__ bias, void* __restrict__ out,
+          const float* __restrict__ gamma, half_bits* __restrict__ next, int rows, int inputs, int outputs, int pdl) {
   extern __shared__ float shared[];
   float* sums = shared;                                            // [WARPS][TILES * RB][4][32]
-  float* squares = shared + WARPS * TILES * RB * 128;              // [WARPS][RB * 8]
+  float* factors = shared + WARPS * TILES * RB * 128;              // [RB * 8], of the norm
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
   const int groups = inputs / 128, width = inputs / 8, rank = CLUSTER > 1 ? blockIdx.x % CLUSTER : 0;
   const int tile0 = (blockIdx.x / CLUSTER) * TILES, tiles = outputs / 16;
@@ -128,15 +130,22 @@ int4_rows(const half_bits* __restrict__ x, const half_bits* __restrict__ gamma, 
   for (int i = 0; i < AHEAD; i++) fetch(i, begin + i);
   if (pdl) asm volatile("griddepcontrol.launch_dependents; griddepcontrol.wait;" ::: "memory");
 
-  float total[TILES][RB][4], square[RB];
+  constexpr int OWN = (RB * 8 + WARPS - 1) / WARPS;  // rows whose squares a warp adds up
+  float square[OWN];
+  if (NORM)
 #pragma unroll
-  for (int b = 0; b < RB; b++) {
-    square[b] = 0;
+    for (int r = 0; r < OWN; r++) {
+      square[r] = 0;
+      if (warp + r * WARPS < rows)
+        for (int i = lane; i < inputs / 16; i += 32) square[r] += squares[(size_t)(warp + r * WARPS) * (inputs / 16) + i];
+    }
+  float total[TILES][RB][4];
+#pragma unroll
+  for (int b = 0; b < RB; b++)
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
       for (int e = 0; e < 4; e++) total[t][b][e] = 0;
-  }
 #pragma unroll
   for (int turn = 0; turn < TURNS; turn++) {
     const int slot = turn % AHEAD, group = begin + turn;
@@ -157,20 +166,6 @@ int4_rows(const half_bits* __restrict__ x, const half_bits* __restrict__ gamma, 
       for (int b = 0; b < RB; b++) {
         v[b] = make_uint4(0, 0, 0, 0);
         if (8 * b + g < rows && group < groups) v[b] = *(const uint4*)(x + (size_t)(8 * b + g) * inputs + k);
-      }
-      if (NORM) {
-        uint4 ga = make_uint4(0, 0, 0, 0);
-        if (group < groups) ga = __ldg((const uint4*)(gamma + k));
-#pragma unroll
-        for (int b = 0; b < RB; b++) {
-          const unsigned pairs[4] = {v[b].x, v[b].y, v[b].z, v[b].w};
-#pragma unroll
-          for (int p = 0; p < 4; p++) {
-            square[b] += low(pairs[p]) * low(pairs[p]);
-            square[b] += high(pairs[p]) * high(pairs[p]);
-          }
-          v[b] = make_uint4(product(v[b].x, ga.x), product(v[b].y, ga.y), product(v[b].z, ga.z), product(v[b].w, ga.w));
-        }
       }
 #pragma unroll
       for (int t = 0; t < TILES; t++) {
@@ -213,22 +208,15 @@ int4_rows(const half_bits* __restrict__ x, const half_bits* __restrict__ gamma, 
     for (int t = 0; t < TILES; t++)
 #pragma unroll
       for (int e = 0; e < 4; e++) sums[((warp * TILES + t) * RB + b) * 128 + e * 32 + lane] = total[t][b][e];
-    if (NORM) {
-      float v = square[b];
-      v += __shfl_xor_sync(~0u, v, 1);
-      v += __shfl_xor_sync(~0u, v, 2);
-      if (c == 0) squares[warp * RB * 8 + 8 * b + g] = v;
+  }
+  if (NORM)
+#pragma unroll
+    for (int r = 0; r < OWN; r++) {
+#pragma unroll
+      for (int apart = 16; apart; apart /= 2) square[r] += __shfl_xor_sync(~0u, square[r], apart);
+      if (lane == 0 && warp + r * WARPS < RB * 8) factors[warp + r * WARPS] = 16.0f * rsqrtf(square[r] / inputs + eps);
     }
-  }
   __syncthreads();
-  if (NORM) {  // of each row 1 / sqrt(mean square), in place of the first warp's squares
-    float v = 0;
-    if (threadIdx.x < RB * 8)
-      for (int i = 0; i < WARPS; i++) v += squares[i * RB * 8 + threadIdx.x];
-    __syncthreads();
-    if (threadIdx.x < RB * 8) squares[threadIdx.x] = 16.0f * rsqrtf(256.0f * v / inputs + eps);
-    __syncthreads();
-  }
   // The product of row m and output n of this block, of all its warps.
   auto reduced = [&](int n, int m) {
     const int r = n & 15, at = ((n >> 4) * RB + (m >> 3)) * 128 + ((r >> 3) * 2 + (m & 1)) * 32 + (r & 7) * 4 + ((m & 7) >> 1);
@@ -255,7 +243,7 @@ int4_rows(const half_bits* __restrict__ x, const half_bits* __restrict__ gamma, 
     for (int o = threadIdx.x; o < half * rows; o += WARPS * 32) {
       const int n = 2 * (o % half), m = o / half;
       if (first + n < outputs) {
-        const float scale = NORM ? squares[m] : 1.0f;
+        const float scale = NORM ? factors[m] : 1.0f;
         float gate = reduced(n, m) * scale, up = reduced(n + 1, m) * scale;
         if (bias) { gate += to_float(bias[first + n]); up += to_float(bias[first + n + 1]); }
         ((half_bits*)out)[(size_t)m * (outputs / 2) + (first + n) / 2] = to_half(gate / (1.0f + __expf(-gate)) * up);
@@ -272,13 +260,20 @@ int4_rows(const half_bits* __restrict__ x, const half_bits* __restrict__ gamma, 
           for (int i = 0; i < CLUSTER; i++) v += of_neighbour(sums + o, i);
         else
           v = reduced(n, m);
-        if (NORM) v *= squares[m];
+        if (NORM) v *= factors[m];
         if (bias) v += to_float(bias[first + n]);
         const size_t at = (size_t)m * outputs + first + n;
         if (END == ADD) {
           v += ((float*)out)[at];
           ((float*)out)[at] = v;
-          if (sixteenth) sixteenth[at] = to_half(v * 0.0625f);
+          if (gamma) {
+            next[at] = to_half(v * gamma[first + n] * 0.0625f);
+            v *= v;  // 16 lanes have the outputs of one tile and row: they are here together or not at all
+            const unsigned together = 0xFFFFu << (lane & 16);
+#pragma unroll
+            for (int apart = 8; apart; apart /= 2) v += __shfl_xor_sync(together, v, apart);
+            if ((n & 15) == 0) squares[(size_t)m * (outputs / 16) + (first + n) / 16] = v;
+          }
         } else {
           ((half_bits*)out)[at] = to_half(v);
         }

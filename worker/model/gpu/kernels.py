@@ -203,16 +203,29 @@ def dequantize(
 
 @triton.jit
 def embed(
-    ids, table, hidden, sixteenth, width, WIDTH: tl.constexpr, SIXTEENTH: tl.constexpr, PDL: tl.constexpr
+    ids,
+    table,
+    hidden,
+    gamma,
+    scaled,
+    squares,
+    width,
+    WIDTH: tl.constexpr,
+    SCALED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """A row of the embedding in fp32 for each id; with SIXTEENTH a sixteenth of it in fp16 too."""
+    """A row of the embedding in fp32 for each id; with SCALED what `int4_rows.cu` reads of it behind a norm."""
     row = tl.program_id(0)
     d = tl.arange(0, WIDTH)
     start_after_previous(PDL)
     x = tl.load(table + tl.load(ids + row) * width + d, mask=d < width, other=0.0).to(tl.float32)
     tl.store(hidden + row * width + d, x, mask=d < width)
-    if SIXTEENTH:
-        tl.store(sixteenth + row * width + d, (x / 16).to(tl.float16), mask=d < width)
+    if SCALED:
+        g = tl.load(gamma + d, mask=d < width, other=0.0)
+        tl.store(scaled + row * width + d, (x * g / 16).to(tl.float16), mask=d < width)
+        sums = tl.sum(tl.reshape(x * x, [WIDTH // 16, 16]), 1)
+        i = tl.arange(0, WIDTH // 16)
+        tl.store(squares + row * (width // 16) + i, sums, mask=i < width // 16)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from worker.model.gpu import cuda, support
@@ -71,6 +72,27 @@ TILES: dict[int, dict[Role, Tile]] = {
 }
 
 
+class Stream(NamedTuple):
+    """The residual stream of some rows, and what the next product reads of it behind a norm.
+
+    hidden   fp32 `[rows, width]`;
+    scaled   fp16, a sixteenth of it times the norm's weights: so it overflows only from a million on;
+    squares  fp32 `[rows, width / 16]`, sums of 16 squares of `hidden`.
+    """
+
+    hidden: Tensor
+    scaled: Tensor
+    squares: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, width: int, device: torch.device) -> "Stream":
+        return cls(
+            torch.empty(rows, width, device=device),
+            torch.empty(rows, width, dtype=torch.float16, device=device),
+            torch.empty(rows, width // 16, device=device),
+        )
+
+
 class Launch(NamedTuple):
     """A kernel and what of its launch does not change."""
 
@@ -106,7 +128,7 @@ class Int4Rows:
                 kernels[name],
                 tile.cluster * -(-layer[role].out_features // (16 * tile.tiles)),
                 32 * tile.warps,
-                4 * _blocks_of_8(most) * tile.warps * (128 * tile.tiles + 8),
+                4 * _blocks_of_8(most) * (128 * tile.warps * tile.tiles + 8),
                 tile.cluster,
             )
             for (most, role), (name, tile) in plans.items()
@@ -125,43 +147,33 @@ class Int4Rows:
                 return "needs the rows of a packing side by side"
         return support.why_not_compiled(layers[0]["c_attn"].words.device)
 
-    def __call__(
+    def normed(self, role: Role, linear: GpuLinear, stream: Stream, eps: float, out: Tensor) -> None:
+        """c_attn and gate_up: out, fp16, is the product of the normed stream, or silu(gate) * up."""
+        self._launch(role, linear, stream.scaled, stream.squares, eps, out, None, None)
+
+    def add(self, role: Role, linear: GpuLinear, x: Tensor, stream: Stream, gamma: Tensor | None) -> None:
+        """attn_c_proj and mlp_c_proj: add the product of x, fp16, to the stream. `gamma`, fp32: of the norm that follows."""
+        self._launch(role, linear, x, stream.squares, 0.0, stream.hidden, gamma, stream.scaled)
+
+    def _launch(
         self,
         role: Role,
         linear: GpuLinear,
         x: Tensor,
+        squares: Tensor,
+        eps: float,
         out: Tensor,
-        *,
-        gamma: Tensor | None = None,
-        eps: float = 0.0,
-        sixteenth: Tensor | None = None,
+        gamma: Tensor | None,
+        scaled: Tensor | None,
     ) -> None:
-        """Multiply x, fp16 `[rows, in]`, and write or add to `out` what the role asks for.
-
-        c_attn, gate_up          x is a sixteenth of the residual stream, and is normed with `gamma` (fp16) and `eps`;
-                                 out fp16: the product, or silu(gate) * up.
-        attn_c_proj, mlp_c_proj  out is the residual stream, fp32, and is added to; `sixteenth`, fp16, becomes a
-                                 sixteenth of it.
-        """
         rows = len(x)
         launch = self._launches[next(most for most in TILES if rows <= most), role]
+        weights = (linear.words, linear.scales, linear.bias)
+        sizes = (rows, linear.in_features, linear.out_features)
         launch.kernel(
             (launch.blocks, 1),
             launch.threads,
-            (
-                x,
-                gamma,
-                eps,
-                linear.words,
-                linear.scales,
-                linear.bias,
-                out,
-                sixteenth,
-                rows,
-                linear.in_features,
-                linear.out_features,
-                1,
-            ),
+            (x, squares, eps, *weights, out, gamma, scaled, *sizes, 1),
             shared=launch.shared,
             cluster=launch.cluster,
             overlap=True,

@@ -128,8 +128,30 @@ int4_rows(const half_bits* __restrict__ x, float* __restrict__ squares, float ep
   };
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) fetch(i, begin + i);
+  // What the end of this needs besides the sums is asked for early: the weights before the wait, the stream behind it.
+  constexpr int THREADS = WARPS * 32, across = TILES * 16;
+  constexpr int MINE = (across * RB * 8 / CLUSTER + THREADS - 1) / THREADS;  // most outputs of a thread
+  const int first = tile0 * 16, share = (across * rows + CLUSTER - 1) / CLUSTER;
+  const int from = rank * share + threadIdx.x, stop = min(across * rows, (rank + 1) * share);
+  float more[MINE], before[MINE];  // bias, or the weights of the norm that comes next; the stream
+  if (END != SILU)
+#pragma unroll
+    for (int j = 0; j < MINE; j++) {
+      const int o = from + j * THREADS, n = first + o % across;
+      more[j] = 0;
+      if (o < stop && n < outputs) {
+        if (END == ADD && gamma) more[j] = __ldg(gamma + n);
+        if (END == PLAIN && bias) more[j] = to_float(bias[n]);
+      }
+    }
   if (pdl) asm volatile("griddepcontrol.launch_dependents; griddepcontrol.wait;" ::: "memory");
 
+  if (END == ADD)
+#pragma unroll
+    for (int j = 0; j < MINE; j++) {
+      const int o = from + j * THREADS, n = first + o % across;
+      if (o < stop && n < outputs) before[j] = ((const float*)out)[(size_t)(o / across) * outputs + n];
+    }
   constexpr int OWN = (RB * 8 + WARPS - 1) / WARPS;  // rows whose squares a warp adds up
   float square[OWN];
   if (NORM)
@@ -225,7 +247,6 @@ int4_rows(const half_bits* __restrict__ x, float* __restrict__ squares, float ep
     for (int i = 0; i < WARPS; i++) v += sums[i * TILES * RB * 128 + at];
     return v;
   };
-  const int across = TILES * 16, first = tile0 * 16;
   if (CLUSTER > 1) {
     float own[(TILES * RB * 128 + WARPS * 32 - 1) / (WARPS * 32)];
 #pragma unroll
@@ -237,7 +258,6 @@ int4_rows(const half_bits* __restrict__ x, float* __restrict__ squares, float ep
       if (o < across * rows) sums[o] = own[i];
     cluster_barrier();
   }
-  const int share = (across * rows + CLUSTER - 1) / CLUSTER;
   if (END == SILU) {
     const int half = across / 2;
     for (int o = threadIdx.x; o < half * rows; o += WARPS * 32) {
@@ -250,10 +270,10 @@ int4_rows(const half_bits* __restrict__ x, float* __restrict__ squares, float ep
       }
     }
   } else {
-    const int stop = min(across * rows, (rank + 1) * share);
-    for (int o = rank * share + threadIdx.x; o < stop; o += WARPS * 32) {
-      const int n = o % across, m = o / across;
-      if (first + n < outputs) {
+#pragma unroll
+    for (int j = 0; j < MINE; j++) {
+      const int o = from + j * THREADS, n = o % across, m = o / across;
+      if (o < stop && first + n < outputs) {
         float v = 0;
         if (CLUSTER > 1)
 #pragma unroll
@@ -261,13 +281,13 @@ int4_rows(const half_bits* __restrict__ x, float* __restrict__ squares, float ep
         else
           v = reduced(n, m);
         if (NORM) v *= factors[m];
-        if (bias) v += to_float(bias[first + n]);
         const size_t at = (size_t)m * outputs + first + n;
         if (END == ADD) {
-          v += ((float*)out)[at];
+          if (bias) v += to_float(bias[first + n]);
+          v += before[j];
           ((float*)out)[at] = v;
           if (gamma) {
-            next[at] = to_half(v * gamma[first + n] * 0.0625f);
+            next[at] = to_half(v * more[j] * 0.0625f);
             v *= v;  // 16 lanes have the outputs of one tile and row: they are here together or not at all
             const unsigned together = 0xFFFFu << (lane & 16);
 #pragma unroll
@@ -275,7 +295,7 @@ int4_rows(const half_bits* __restrict__ x, float* __restrict__ squares, float ep
             if ((n & 15) == 0) squares[(size_t)m * (outputs / 16) + (first + n) / 16] = v;
           }
         } else {
-          ((half_bits*)out)[at] = to_half(v);
+          ((half_bits*)out)[at] = to_half(v + more[j]);
         }
       }
     }

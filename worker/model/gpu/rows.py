@@ -42,31 +42,31 @@ TILES: dict[int, dict[Role, Tile]] = {
     4: {
         "c_attn": Tile(2, 16, 1, 1),
         "attn_c_proj": Tile(1, 16, 1, 1),
-        "gate_up": Tile(6, 8, 1, 1),
-        "mlp_c_proj": Tile(1, 15, 3, 1),
+        "gate_up": Tile(2, 8, 1, 1),
+        "mlp_c_proj": Tile(1, 22, 2, 1),
     },
     8: {
         "c_attn": Tile(2, 16, 1, 1),
-        "attn_c_proj": Tile(4, 4, 1, 4),
-        "gate_up": Tile(6, 8, 1, 1),
-        "mlp_c_proj": Tile(1, 15, 3, 1),
+        "attn_c_proj": Tile(1, 16, 1, 1),
+        "gate_up": Tile(2, 8, 1, 1),
+        "mlp_c_proj": Tile(1, 22, 2, 1),
     },
     16: {
-        "c_attn": Tile(3, 16, 1, 1),
-        "attn_c_proj": Tile(2, 8, 1, 2),
+        "c_attn": Tile(3, 8, 1, 1),
+        "attn_c_proj": Tile(1, 16, 1, 1),
         "gate_up": Tile(6, 8, 1, 1),
-        "mlp_c_proj": Tile(1, 22, 2, 1),
+        "mlp_c_proj": Tile(1, 15, 3, 1),
     },
     24: {
         "c_attn": Tile(3, 16, 1, 1),
         "attn_c_proj": Tile(1, 16, 1, 1),
-        "gate_up": Tile(6, 8, 1, 1),
-        "mlp_c_proj": Tile(1, 22, 2, 1),
+        "gate_up": Tile(3, 6, 1, 1),
+        "mlp_c_proj": Tile(2, 11, 2, 2),
     },
     32: {
         "c_attn": Tile(3, 8, 1, 1),
-        "attn_c_proj": Tile(2, 8, 1, 2),
-        "gate_up": Tile(2, 4, 1, 1),
+        "attn_c_proj": Tile(1, 16, 1, 1),
+        "gate_up": Tile(3, 6, 1, 1),
         "mlp_c_proj": Tile(2, 11, 2, 2),
     },
 }
@@ -152,7 +152,7 @@ class Int4Rows:
         self._launch(role, linear, stream.scaled, stream.squares, eps, out, None, None)
 
     def add(self, role: Role, linear: GpuLinear, x: Tensor, stream: Stream, gamma: Tensor | None) -> None:
-        """attn_c_proj and mlp_c_proj: add the product of x, fp16, to the stream. `gamma`, fp32: of the norm that follows."""
+        """attn_c_proj and mlp_c_proj: add the product of x, fp16, to the stream. `gamma`, fp32: of the norm behind it."""
         self._launch(role, linear, x, stream.squares, 0.0, stream.hidden, gamma, stream.scaled)
 
     def _launch(

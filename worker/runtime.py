@@ -211,6 +211,8 @@ def _start_generator(settings: GenerateSettings, redis: Redis, name: str) -> Gen
             max_running=settings.concurrency,
             kv_cache_tokens=settings.kv_cache_tokens,
             kv_cache=settings.kv_cache,
+            head_bits=8 if settings.head_bits == "8" else 16,
+            layer_copies=settings.layer_copies,
             attention=settings.attention,
             deterministic=settings.deterministic,
         )

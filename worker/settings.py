@@ -77,6 +77,15 @@ class GenerateSettings(WorkerSettings):
     kv_cache: Literal["auto", "int8"] = Field(
         "auto", description="auto (16 bits; 32 on a CPU) or int8 (a half or a quarter of that, rounded)"
     )
+    head_bits: Literal["16", "8"] = Field(
+        "16",
+        description="bits of a weight of the output head: 16 as in the checkpoint, or 8 (faster, rounded)",
+    )
+    layer_copies: Literal["auto", "never"] = Field(
+        "auto",
+        description="on a GPU also keep the layers in 16 bits, for steps of many rows: auto (where it takes less than "
+        "a tenth of the free memory) or never",
+    )
     attention: str | None = Field(
         None, description="an attention kernel by name; unset: the fastest that can serve (the log names it)"
     )

@@ -44,6 +44,21 @@ def scheduler(blocks: int = 64, size: int = 4, *, running: int = 8, budget: int 
     return Scheduler(BlockManager(blocks, size), max_running=running, step_tokens=budget)
 
 
+def test_a_prompt_that_nobody_runs_beside_is_read_in_one_step() -> None:
+    """But not once an answer would wait for it."""
+    tasks = Scheduler(BlockManager(64, 4), max_running=8, step_tokens=16, alone_tokens=50)
+    first, second = (
+        Sequence(ask(name, range(base, base + 60)), token_bytes=lambda _: b"a", capacity=CAPACITY)
+        for name, base in (("first", 0), ("second", 100))
+    )
+    tasks.add(first)
+    plan = tasks.plan()
+    assert [work.count for work in plan] == [50]
+    tasks.launched(plan[0])
+    tasks.add(second)
+    assert [work.count for work in tasks.plan()] == [10, 6]
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     prompts=st.lists(

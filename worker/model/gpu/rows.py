@@ -152,7 +152,7 @@ class Int4Rows:
         self._launch(role, linear, stream.scaled, stream.squares, eps, out, None, None)
 
     def add(self, role: Role, linear: GpuLinear, x: Tensor, stream: Stream, gamma: Tensor | None) -> None:
-        """attn_c_proj and mlp_c_proj: add the product of x, fp16, to the stream. `gamma`, fp32: of the norm behind it."""
+        """attn_c_proj and mlp_c_proj: add the product of x, fp16, to the stream. `gamma` (fp32): of the next norm."""
         self._launch(role, linear, x, stream.squares, 0.0, stream.hidden, gamma, stream.scaled)
 
     def _launch(

@@ -9,9 +9,12 @@ decode   a step reads every weight once (of the embedding one row) and the keys 
          bytes by the read bandwidth that the same threads reach on a plain array. Where a batch has more to
          multiply than to read, the matrix products by the rate of a large one of torch's, in 16 or 32 bits: a kernel
          that multiplies in 8 bits may pass it.
+         The context is the mean of what is measured.
 prefill  the matrix products of the layers for every token by that rate.
 memory   the weights, and the keys and values of one context.
 turns    the first token of turn 10 with the cache against the same without: all tokens by those that are new.
+
+On an H200 the recorded figures of others stand beside ours (`peers.py`).
 """
 
 import json
@@ -31,6 +34,7 @@ from worker.engine.child import THREAD_SETTINGS
 os.environ |= THREAD_SETTINGS | os.environ  # before torch starts its threads, as in the engine process
 
 import limits
+import peers
 import random_model
 import torch
 import typer
@@ -59,6 +63,7 @@ class Figure:
     unit: str
     repeats: list[float]
     limit: float | None = None
+    others: peers.Peers = peers.NONE
 
     @property
     def reached(self) -> float:
@@ -149,7 +154,8 @@ def prefill(bench: Bench, lengths: list[int]) -> Iterator[Figure]:
     for length in lengths:
         bench.answer(bench.ids(length), 1)
         repeats = [length / bench.answer(bench.ids(length), 1)[0] for _ in range(bench.repeats)]
-        yield Figure(f"prefill of {length}", "tok/s", repeats, bench.prefill_limit())
+        beside = peers.PREFILL.get(length, peers.NONE)
+        yield Figure(f"prefill of {length}", "tok/s", repeats, bench.prefill_limit(), beside)
 
 
 def decode(bench: Bench, batches: list[int], context: int, steps: int) -> Iterator[Figure]:
@@ -176,7 +182,8 @@ def decode(bench: Bench, batches: list[int], context: int, steps: int) -> Iterat
             bench.core.cancel(name)
         list(bench.tokens())
         limit = rows * bench.step_limit(rows, mean)
-        yield Figure(f"decode, batch {rows}, context {mean}{label}", "tok/s", repeats, limit)
+        beside = peers.DECODE.get(rows, peers.NONE) if how is GREEDY and context == 512 else peers.NONE
+        yield Figure(f"decode, batch {rows}, context {mean}{label}", "tok/s", repeats, limit, beside)
 
 
 def throughput(bench: Bench, requests: int, longest: int) -> Iterator[Figure]:
@@ -236,13 +243,17 @@ def table(info: EngineInfo, figures: list[Figure]) -> Table:
     shown.add_column("")
     for heading in ("limit", "reached", "of it", "slowest to fastest", ""):
         shown.add_column(heading, justify="right")
+    beside = any(figure.others != peers.NONE for figure in figures) and "H200" in info.device
+    for heading in peers.COLUMNS if beside else ():
+        shown.add_column(heading, justify="right")
     for figure in figures:
         limit = "" if figure.limit is None else f"{figure.limit:,.4g}"
         fraction = "" if figure.fraction is None else f"{figure.fraction:.0%}"
         spread = (
             f"{min(figure.repeats):,.4g} to {max(figure.repeats):,.4g}" if len(figure.repeats) > 1 else ""
         )
-        shown.add_row(figure.name, limit, f"{figure.reached:,.4g}", fraction, spread, figure.unit)
+        others = ["" if other is None else f"{other:,.0f}" for other in figure.others] if beside else []
+        shown.add_row(figure.name, limit, f"{figure.reached:,.4g}", fraction, spread, figure.unit, *others)
     return shown
 
 

@@ -1,10 +1,11 @@
 """Each GPU kernel of a layer against the bytes that it must read.
 
-    python bench/layers.py [--rows 1,2,4] [--contexts 512]
+    python bench/layers.py [--rows 1,8,32] [--contexts 512] [--search]
 
 Times are of CUDA graph replays over many sets of weights or caches, 200 MB and more together, so that nothing is found
-in the chip's cache. A product stands beside the error against fp32, of random weights of Qwen-1.8B's shapes. For a
-product all tiles are tried that may be in `worker.model.gpu.linear.TILES`; the fastest comes first.
+in the chip's cache. A product stands beside its error against fp32, of random weights of Qwen-1.8B's shapes, and beside
+cuBLAS on the same weights in 16 bits, which does neither norm nor SiLU nor residual. With --search all of CANDIDATES are
+tried, of which `worker.model.gpu.rows.TILES` has the fastest.
 """
 
 import statistics
@@ -16,15 +17,35 @@ import torch
 import torch.nn.functional as F
 import typer
 
-from worker.engine.gpu.attention import TritonPaged, cut_for
+from worker.engine.gpu.attention import TritonPaged
+from worker.engine.gpu.cuda_attention import CudaPaged
 from worker.engine.kv_cache import KVCache
 from worker.model.config import QwenConfig
 from worker.model.gpu import support
-from worker.model.gpu.linear import FEW, GpuLinear
+from worker.model.gpu.linear import GpuLinear
+from worker.model.gpu.rows import MOST, TILES, Int4Rows, Role, Stream, Tile
 from worker.model.rope import rotation
 
-SHAPES = {"c_attn": (2048, 6144), "c_proj": (2048, 2048), "gate and up": (2048, 11008), "mlp": (5504, 2048)}
-TILES = [(4, 256, 4), (8, 256, 4), (16, 256, 4), (8, 256, 8), (8, 512, 8), (8, 128, 4)]
+SHAPES: dict[Role, tuple[int, int]] = {
+    "c_attn": (2048, 6144),
+    "attn_c_proj": (2048, 2048),
+    "gate_up": (2048, 11008),
+    "mlp_c_proj": (5504, 2048),
+}
+_WIDE = [(1, 8, 2), (1, 4, 4), (1, 16, 1), (2, 8, 2), (2, 8, 1), (2, 16, 1), (2, 4, 2), (2, 4, 1), (3, 16, 1)]
+_WIDE += [(3, 8, 1), (3, 6, 1), (3, 4, 1), (4, 8, 1), (6, 8, 1)]
+CANDIDATES: dict[Role, list[Tile]] = {
+    "c_attn": [Tile(*one, 1) for one in _WIDE],
+    "attn_c_proj": [Tile(1, 16, 1, 1), Tile(1, 8, 2, 1), Tile(2, 8, 1, 2), Tile(4, 4, 1, 4)],
+    "gate_up": [Tile(*one, 1) for one in _WIDE],
+    "mlp_c_proj": [
+        Tile(1, 22, 2, 1),
+        Tile(1, 15, 3, 1),
+        Tile(1, 11, 4, 1),
+        Tile(2, 11, 2, 2),
+        Tile(2, 8, 1, 2),
+    ],
+}
 CONFIG = QwenConfig(
     model_type="qwen",
     hidden_size=2048,
@@ -56,31 +77,46 @@ def microseconds(launch: Callable[[], object], calls: int) -> float:
     return statistics.median(times[1:])
 
 
-def products(name: str, rows: int, bandwidth: float) -> None:
-    """One kind of product with everything that is fused into it."""
-    inputs, outputs = SHAPES[name]
-    norm, silu, add = inputs == 2048 and outputs != 2048, name == "gate and up", outputs == 2048
+def products(role: Role, rows: int, bandwidth: float, *, search: bool) -> float:
+    """One kind of product with everything that is fused into it; microseconds of the tile in use."""
+    inputs, outputs = SHAPES[role]
     sets = []
     for _ in range(int(200e6 // (inputs * outputs / 2)) + 1):
         words = torch.randint(-(2**31), 2**31, (outputs, inputs // 8), device=DEVICE, dtype=torch.int32)
         scales = (0.001 + 0.004 * torch.rand(outputs, inputs // 128, device=DEVICE)).half()
         sets.append(GpuLinear(words, scales, None, inputs, 128))
-    x = torch.randn(rows, inputs, device=DEVICE).to(torch.float32 if norm else torch.float16)
-    gamma = torch.rand(inputs, device=DEVICE) + 0.5
-    right = (F.rms_norm(x, (inputs,), gamma, 1e-6) if norm else x.float()) @ sets[0].dense().float().T
-    right = F.silu(right[:, 0::2]) * right[:, 1::2] if silu else right
-    found = []
-    for tile in TILES:
-        out = torch.zeros_like(right, dtype=torch.float32 if add else torch.float16)
+    exact, x = sets[0].dense().float().T, torch.randn(rows, inputs, device=DEVICE).half()
+    hidden, gamma = torch.randn(rows, 2048, device=DEVICE), torch.rand(2048, device=DEVICE) + 0.5
+    stream = Stream(hidden, (hidden * gamma / 16).half(), hidden.square().view(rows, -1, 16).sum(2))
+    before, normed = hidden.clone(), role in ("c_attn", "gate_up")
+    right = (F.rms_norm(hidden, (inputs,), gamma, 1e-6) if normed else x.float()) @ exact
+    right = F.silu(right[:, 0::2]) * right[:, 1::2] if role == "gate_up" else right
+    out = torch.zeros_like(right, dtype=torch.float16)
 
-        def run(one: GpuLinear, out: torch.Tensor = out, tile: tuple[int, int, int] = tile) -> torch.Tensor:
-            return one.few(x, out, gamma=gamma if norm else None, eps=1e-6, silu=silu, add=add, tile=tile)
+    def run(kernels: Int4Rows, one: GpuLinear) -> None:
+        if normed:
+            kernels.normed(role, one, stream, 1e-6, out)
+        else:
+            kernels.add(role, one, x, stream, gamma)
 
-        error = ((run(sets[0]).float() - right).norm() / right.norm()).item()
-        found.append((microseconds(lambda run=run: [run(one) for one in sets], len(sets)), tile, error))
+    most = next(most for most in TILES if rows <= most)
+    used, found = TILES[most][role], list[tuple[float, Tile, float]]()
+    for tile in dict.fromkeys([used, *(CANDIDATES[role] if search else ())]):
+        kernels = Int4Rows({role: sets[0]}, {most: {role: tile}})
+        hidden.copy_(before)
+        try:
+            run(kernels, sets[0])
+        except RuntimeError:
+            continue  # more shared memory or registers than a block has
+        error = (((out.float() if normed else hidden - before) - right).norm() / right.norm()).item()
+        time = microseconds(lambda kernels=kernels: [run(kernels, one) for one in sets], len(sets))
+        found.append((time, tile, error))
+    dense = [sets[0].dense() for _ in range(int(200e6 // (2 * inputs * outputs)) + 2)]
+    plain = microseconds(lambda: [F.linear(x, one) for one in dense], len(dense))
     least = 1e6 * (inputs * outputs / 2 + inputs / 128 * outputs * 2) / bandwidth
-    shown = "; ".join(f"{time:.2f} {tile} {error:.1e}" for time, tile, error in sorted(found))
-    print(f"{name}, {rows} rows: limit {least:.1f} us | {shown}")
+    shown = "; ".join(f"{time:.2f} {tuple(tile)} {error:.0e}" for time, tile, error in sorted(found)[:5])
+    print(f"{role}, {rows} rows: limit {least:.1f} us | {shown} | cuBLAS in 16 bits {plain:.2f}")
+    return next(time for time, tile, _ in found if tile == used)
 
 
 def attention(rows: int, context: int, bandwidth: float, *, quantized: bool) -> None:
@@ -96,30 +132,38 @@ def attention(rows: int, context: int, bandwidth: float, *, quantized: bool) -> 
     tables = torch.randperm(rows * blocks, device=DEVICE).view(rows, blocks).to(torch.int32)
     positions = torch.full((rows,), context - 1, device=DEVICE)
     turns = rotation(8192, 128, 10000.0, DEVICE).at(positions)
-    qkv, kernel, layers = torch.randn(rows, 48, 128, device=DEVICE).half(), TritonPaged(), len(cache.layers)
-    time = microseconds(
-        lambda: [kernel.decode(qkv, layer, cache, tables, positions, turns) for layer in range(layers)],
-        layers,
-    )
+    qkv, layers = torch.randn(rows, 48, 128, device=DEVICE).half(), len(cache.layers)
+    kernels = [TritonPaged()] if quantized else [CudaPaged(), TritonPaged()]
+    times = [
+        microseconds(
+            lambda kernel=kernel: [
+                kernel.decode(qkv, layer, cache, tables, positions, turns) for layer in range(layers)
+            ],
+            layers,
+        )
+        for kernel in kernels
+    ]
     per_token = KVCache.bytes_per_token(CONFIG, torch.float16, quantized=quantized) / CONFIG.num_layers
     least = 1e6 * rows * context * per_token / bandwidth
     kind = "int8" if quantized else "fp16"
-    print(f"attention {kind}, {rows} rows at {context}: limit {least:.1f} us | {time:.1f} {cut_for(rows)}")
+    shown = "; ".join(f"{kernel.name} {time:.1f}" for kernel, time in zip(kernels, times, strict=True))
+    print(f"attention {kind}, {rows} rows at {context}: limit {least:.1f} us | {shown}")
 
 
 def main(
-    rows: Annotated[str, typer.Option(help=f"Rows of the products, {FEW} at most.")] = "1,2,4",
+    rows: Annotated[str, typer.Option(help=f"Rows of the products, {MOST} at most.")] = "1,2,4,8,16,24,32",
     batches: Annotated[str, typer.Option(help="Rows of the attention.")] = "1,8,32,64,256",
     contexts: Annotated[str, typer.Option(help="Tokens that the attention looks at.")] = "512",
+    search: Annotated[bool, typer.Option(help="Try other tiles too.")] = False,
 ) -> None:
     """Time the kernels of a layer."""
-    if not torch.cuda.is_available() or (reason := support.why_not(DEVICE)) is not None:
+    if not torch.cuda.is_available() or (reason := support.why_not_compiled(DEVICE)) is not None:
         raise typer.BadParameter(f"the kernels: {reason if torch.cuda.is_available() else 'no usable GPU'}")
     bandwidth = limits.read_bandwidth(DEVICE)
     print(f"{torch.cuda.get_device_name()}, reads {bandwidth / 1e12:.2f} TB/s")
-    for name in SHAPES:
-        for count in map(int, rows.split(",")):
-            products(name, count, bandwidth)
+    for count in map(int, rows.split(",")):
+        times = [products(role, count, bandwidth, search=search) for role in SHAPES]
+        print(f"a layer's four products, {count} rows: {sum(times):.1f} us")
     for quantized in (False, True):
         for context in map(int, contexts.split(",")):
             for count in map(int, batches.split(",")):

@@ -106,12 +106,15 @@ class Launch(NamedTuple):
 class Int4Rows:
     """Launches for up to MOST rows of layers that have the same shapes. Raises `cuda.CompileError`."""
 
-    def __init__(self, layer: dict[Role, GpuLinear]) -> None:
-        """`layer`: the products of any of them."""
-        device = layer["c_attn"].words.device
+    def __init__(
+        self, layer: dict[Role, GpuLinear], tilings: dict[int, dict[Role, Tile]] | None = None
+    ) -> None:
+        """`layer`: the products of any of them. `tilings`: others than TILES, to compare them."""
+        self._tilings = tilings or TILES
+        device = next(iter(layer.values())).words.device
         plans = {
             (most, role): (_name(most, role, tile, linear), tile)
-            for most, tiles in TILES.items()
+            for most, tiles in self._tilings.items()
             for role, linear in layer.items()
             for tile in (tiles[role],)
         }
@@ -167,7 +170,7 @@ class Int4Rows:
         scaled: Tensor | None,
     ) -> None:
         rows = len(x)
-        launch = self._launches[next(most for most in TILES if rows <= most), role]
+        launch = self._launches[next(most for most in self._tilings if rows <= most), role]
         weights = (linear.words, linear.scales, linear.bias)
         sizes = (rows, linear.in_features, linear.out_features)
         launch.kernel(

@@ -4,8 +4,8 @@
 
 Times are of CUDA graph replays over many sets of weights or caches, 200 MB and more together, so that nothing is found
 in the chip's cache. A product stands beside its error against fp32, of random weights of Qwen-1.8B's shapes, and beside
-cuBLAS on the same weights in 16 bits, which does neither norm nor SiLU nor residual. With --search all of CANDIDATES are
-tried, of which `worker.model.gpu.rows.TILES` has the fastest.
+cuBLAS on the same weights in 16 bits, which does neither norm nor SiLU nor residual. With --search all of CANDIDATES
+are tried, of which `worker.model.gpu.rows.TILES` has the fastest.
 """
 
 import statistics

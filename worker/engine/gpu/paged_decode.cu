@@ -55,12 +55,13 @@ __device__ __forceinline__ const T* plain(const T* at) {
 enum { D = 128, PAGE = 16 };
 
 // Grid (heads * CLUSTER, rows). `keys` and `values`: [blocks, heads, PAGE, D]; `tables`: [rows, table_stride].
+// What the launch before this one writes has no __restrict__: it would be read through the cache for constants, which keeps
+// what it has while a kernel runs, and this one begins before the other ends.
 // cos, sin fp32 [rows, D], with the sign of the rotation in sin; qkv and out fp16 [rows, 3 * heads or heads, D].
 template <int WARPS, int CLUSTER>
 __global__ void __launch_bounds__(WARPS * 32, 16 / WARPS)
-paged_decode(const half_bits* __restrict__ qkv, half_bits* keys, half_bits* values, const int* __restrict__ tables,
-             const long long* __restrict__ positions, const float* __restrict__ cos, const float* __restrict__ sin,
-             half_bits* __restrict__ out, int table_stride, int heads, float softmax_scale, int pdl) {
+paged_decode(const half_bits* qkv, half_bits* keys, half_bits* values, const int* __restrict__ tables,
+             const long long* __restrict__ positions, const float* cos, const float* sin, half_bits* out, int table_stride, int heads, float softmax_scale, int pdl) {
   __shared__ float mixes[2 * WARPS][D];
   __shared__ float tops[2 * WARPS], totals[2 * WARPS];
   __shared__ float ours[D + 2];  // of the block: its mix, its top, its total

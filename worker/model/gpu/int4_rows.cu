@@ -84,6 +84,9 @@ __device__ __forceinline__ float of_neighbour(const float* mine, unsigned rank) 
 
 enum { PLAIN = 0, SILU = 1, ADD = 2 };
 
+// What the launch before this one writes has no __restrict__: it would be read through the cache for constants, which
+// keeps what it has while a kernel runs, and this one begins before the other ends.
+//
 // RB      blocks of 8 rows
 // TILES   tiles of 16 outputs a block
 // WARPS   of a block
@@ -97,9 +100,9 @@ enum { PLAIN = 0, SILU = 1, ADD = 2 };
 //         next, `next` fp16 becomes what NORM reads as x, and `squares` [rows, outputs / 16] that of the new stream
 template <int RB, int TILES, int WARPS, int TURNS, int AHEAD, int CLUSTER, bool ROUNDED, bool NORM, int END>
 __global__ void __launch_bounds__(WARPS * 32)
-int4_rows(const half_bits* __restrict__ x, float* __restrict__ squares, float eps, const unsigned* __restrict__ words,
-          const half_bits* __restrict__ scales, const half_bits* __restrict__ bias, void* __restrict__ out,
-          const float* __restrict__ gamma, half_bits* __restrict__ next, int rows, int inputs, int outputs, int pdl) {
+int4_rows(const half_bits* x, float* squares, float eps, const unsigned* __restrict__ words,
+          const half_bits* __restrict__ scales, const half_bits* __restrict__ bias, void* out,
+          const float* __restrict__ gamma, half_bits* next, int rows, int inputs, int outputs, int pdl) {
   extern __shared__ float shared[];
   float* sums = shared;                                            // [WARPS][TILES * RB][4][32]
   float* factors = shared + WARPS * TILES * RB * 128;              // [RB * 8], of the norm

@@ -6,8 +6,9 @@ mask takes out as a pair.
 
 Up to FEW rows are multiplied by the kernel that reads every weight once and multiplies in registers (`few_rows`).
 Eight products at a time are summed in fp16, so a sum is off by at most 2**-10 of the sum of their magnitudes, and
-overflows only from activations of 16,000 on. More rows go through cuBLAS on the weights in 16 bits: a copy that is
-kept, or one that is made for the call; there a weight is rounded to 11 bits, as fp16 activations are.
+overflows only from activations of 16,000 on. On newer GPUs the decoder has `worker.model.gpu.rows` for that, on the
+same packing. More rows go through cuBLAS on the weights in 16 bits: a copy that is kept, or one that is made for the
+call; there a weight is rounded to 11 bits, as fp16 activations are.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from worker.model.linear import GptqWeight, Linear
 FEW = 4
 
 # (outputs a program, words a turn, warps) by the rows of a call and whether a row has more than 256 words: the fastest
-# of those that `bench/layers.py` tries on an H200.
+# of those that were tried on an H200.
 TILES = {
     (1, False): (8, 256, 4),
     (2, False): (16, 256, 4),

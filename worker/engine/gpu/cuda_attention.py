@@ -1,4 +1,4 @@
-"""Decode attention by `paged_decode.cu`, on GPUs of compute capability 9.0 and later; prompts as `TritonPaged`."""
+"""Decode attention by `paged_decode.cu`, on GPUs of compute capability 9 and 10; prompts as `TritonPaged`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -54,7 +54,13 @@ class CudaPaged(TritonPaged):
             return (
                 f"needs heads of {HEAD_DIM} and blocks of {PAGE}, not {shape.head_dim} and {shape.block_size}"
             )
-        return super().why_not(device, shape) or support.why_not_compiled(device)
+        if (reason := super().why_not(device, shape) or support.why_not_compiled(device)) is not None:
+            return reason
+        try:
+            self._loaded(device)
+        except (cuda.CompileError, RuntimeError) as error:
+            return f"could not be compiled: {error}"
+        return None
 
     def decode(
         self,

@@ -1,6 +1,6 @@
 """The products of a layer for few rows on tensor cores: `int4_rows.cu`, compiled for the layers of a model.
 
-For GPUs of compute capability 9.0 and later. Where it cannot serve, `worker.model.gpu.linear.GpuLinear.few` does.
+For GPUs of compute capability 9 and 10. Where it cannot serve, `worker.model.gpu.linear.GpuLinear.few` does.
 """
 
 import logging

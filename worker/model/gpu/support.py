@@ -37,7 +37,7 @@ def why_not_compiled(device: torch.device) -> str | None:
     """Why the kernels in CUDA C++ cannot run on `device`; None when they can."""
     if device.type != "cuda":
         return f"runs on NVIDIA GPUs, not on {device.type}"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (9, 0):
-        return f"needs compute capability 9.0, this GPU has {capability[0]}.{capability[1]}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major not in (9, 10):  # clusters, and 227 KB of shared memory a block
+        return f"needs compute capability 9 or 10, this GPU has {major}.{minor}"
     return cuda.why_not()

@@ -1,8 +1,9 @@
 """What goes over the pipe between the worker and its engine process. No torch.
 
 To the engine: one `EngineConfig`, then `GenerationRequest` and `Cancel`.
-From the engine: `Heartbeat` all the time; one `EngineInfo` or `StartFailed`; then lists of events, in the order in
-which they happened. Either side ends when the other closes the pipe.
+From the engine: `Heartbeat` all the time; one `EngineInfo` or `StartFailed`; then lists of events, those of
+a request in the order in which they happened (`worker.engine.outgoing`). Either side ends when the other closes the
+pipe.
 """
 
 from dataclasses import dataclass

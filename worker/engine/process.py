@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from worker.engine.config import EngineConfig
 from worker.engine.errors import EngineStartError
 from worker.engine.messages import Cancel, FromEngine, Heartbeat, StartFailed, ToEngine
+from worker.engine.outgoing import Outgoing
 from worker.engine.request import GenerationRequest
 from worker.engine.stats import EngineStats
 from worker.model.errors import CheckpointError
@@ -87,11 +88,11 @@ def main() -> NoReturn:
     threading.Thread(target=_beat, args=(pipe, pulse), name="heartbeat", daemon=True).start()
     threading.Thread(target=_listen, args=(pipe, commands), name="listener", daemon=True).start()
     core = _load(config, pipe)
+    outgoing = Outgoing(pipe.send)
     while True:
         pulse.mark(core.stats)
         _obey(commands, core)
-        if events := core.step():
-            pipe.send(events)
+        outgoing.put(core.step())
 
 
 def _load(config: EngineConfig, pipe: Pipe) -> "EngineCore":

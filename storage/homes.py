@@ -33,7 +33,7 @@ class Reserved:
     seconds: float
 
 
-def open_to(worker: str) -> ColumnElement[bool]:
+def open_to(worker: str | ColumnElement[str]) -> ColumnElement[bool]:
     """Return the condition that this worker may take a job now."""
     return or_(Response.home.is_(None), Response.home == worker, Response.shared_at <= clock.now())
 

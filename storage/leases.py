@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from sqlalchemy import (
     ColumnElement,
     Double,
+    Executable,
+    Integer,
     ScalarSelect,
+    String,
     and_,
     bindparam,
     exists,
@@ -84,21 +87,17 @@ class Swept:
     announced: int
 
 
-def claim(session: Session, worker: str, lease_seconds: float, max_attempts: int) -> Response | None:
-    """Take the job that is first in the queue (`storage.queue`), or one a little behind whose history this worker has
-    (`storage.homes`), or return None.
-
-    A job on its last attempt has lost every worker it had. It may be the reason, so a worker runs no two of them at
-    once: whoever kills its worker then takes no innocent job's last attempt with it. One thread of a worker claims at
-    a time.
-    """
-    suspect = and_(Response.failures > 0, Response.failures >= max_attempts - 1)
+def _claim() -> Executable:
+    """The statement of `claim`; its parameters are `worker`, `lease_seconds` and `last_attempt`."""
+    worker = bindparam("worker", type_=String)
+    last_attempt = bindparam("last_attempt", type_=Integer)
+    suspect = and_(Response.failures > 0, Response.failures >= last_attempt)
     other = aliased(Response)
     suspect_here = exists().where(
         other.status == literal("in_progress", literal_execute=True),
         other.worker == worker,
         other.failures > 0,
-        other.failures >= max_attempts - 1,
+        other.failures >= last_attempt,
     )
     eligible = and_(
         queue.is_queued(), Response.ready, Response.available_at <= clock.now(), or_(~suspect, ~suspect_here)
@@ -125,18 +124,35 @@ def claim(session: Session, worker: str, lease_seconds: float, max_attempts: int
     )
     # The second is looked for where there is no first.
     candidate = func.coalesce(own, first(homes.open_to(worker)))
-    claimed = session.scalar(
+    return (
         update(Response)
         .where(Response.id == candidate, queue.is_queued())
         .values(
             status="in_progress",
             attempt=Response.attempt + 1,
             worker=worker,
-            lease_expires_at=clock.now() + lease_seconds,
+            lease_expires_at=clock.now() + bindparam("lease_seconds", type_=Double),
             started_at=func.coalesce(Response.started_at, clock.now()),
         )
         .returning(Response)
-        .execution_options(populate_existing=True)
+        .execution_options(populate_existing=True, synchronize_session=False)
+    )
+
+
+# Built once: to build it takes a worker longer than to run it, twice for each job.
+CLAIM = _claim()
+
+
+def claim(session: Session, worker: str, lease_seconds: float, max_attempts: int) -> Response | None:
+    """Take the job that is first in the queue (`storage.queue`), or one a little behind whose history this worker has
+    (`storage.homes`), or return None.
+
+    A job on its last attempt has lost every worker it had. It may be the reason, so a worker runs no two of them at
+    once: whoever kills its worker then takes no innocent job's last attempt with it. One thread of a worker claims at
+    a time.
+    """
+    claimed: Response | None = session.scalar(
+        CLAIM, {"worker": worker, "lease_seconds": lease_seconds, "last_attempt": max_attempts - 1}
     )
     if claimed is not None:
         _count_claim(session, claimed)

@@ -33,6 +33,9 @@ def _sqlite(element: now, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
+READ = select(now())
+
+
 def read(session: Session) -> float:
     """Return the database's time, for values that several rows of a transaction share."""
-    return session.execute(select(now())).scalar_one()
+    return session.execute(READ).scalar_one()

@@ -55,7 +55,8 @@ def before(session: Session, conversation_id: str | None, previous_response_id: 
         history = _conversation(session, conversation_id)
     elif previous_response_id is not None:
         history = _chain(session, previous_response_id)
-    tokens = _tokens(session, [item.response_id for item in history if item.is_output and item.response_id])
+    answers = [item.response_id for item in history if item.is_output and item.response_id]
+    tokens = _tokens(session, answers) if answers else {}
     return [
         Said(item.body, tokens.get(item.response_id or "") if item.is_output else None) for item in history
     ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from redis import Redis
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, String, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from storage import clock, queue
@@ -38,14 +38,23 @@ def open_to(worker: str | ColumnElement[str]) -> ColumnElement[bool]:
     return or_(Response.home.is_(None), Response.home == worker, Response.shared_at <= clock.now())
 
 
+# Built once: every thread that finds nothing to claim asks it.
+RESERVED = (
+    select(Response.home, Response.shared_at - clock.now())
+    .where(
+        queue.is_queued(),
+        Response.ready,
+        Response.available_at <= clock.now(),
+        ~open_to(bindparam("worker", type_=String)),
+    )
+    .order_by(Response.rank)
+    .limit(1)
+)
+
+
 def reserved(session: Session, worker: str) -> Reserved | None:
     """Return what another worker is to take before this one may."""
-    found = session.execute(
-        select(Response.home, Response.shared_at - clock.now())
-        .where(queue.is_queued(), Response.ready, Response.available_at <= clock.now(), ~open_to(worker))
-        .order_by(Response.rank)
-        .limit(1)
-    ).one_or_none()
+    found = session.execute(RESERVED, {"worker": worker}).one_or_none()
     return None if found is None else Reserved(found[0] or "", found[1] or 0.0)
 
 

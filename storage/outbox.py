@@ -8,9 +8,9 @@ claim in SQL decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Integer, bindparam, delete, insert, select
 from sqlalchemy.orm import Session
 
 from storage import clock
@@ -18,6 +18,15 @@ from storage.models import Outbox
 
 # Without the unit of work, which costs a submission more time than the row itself.
 ADD = insert(Outbox.__table__).values(created_at=clock.now())  # type: ignore[arg-type]
+# Built once: every submission and every end of a job asks for them.
+PENDING = (
+    select(Outbox.id, Outbox.queue, Outbox.subject)
+    .order_by(Outbox.id)
+    .limit(bindparam("most", type_=Integer))
+)
+SENT = delete(Outbox.__table__).where(  # type: ignore[arg-type]
+    Outbox.__table__.c.id.in_(bindparam("gone", expanding=True))
+)
 
 Queue = Literal["generate", "webhooks"]
 
@@ -27,11 +36,19 @@ def add(session: Session, queue: Queue, subject: str) -> None:
     session.execute(ADD, {"queue": queue, "subject": subject})
 
 
-def pending(session: Session, limit: int) -> list[Outbox]:
+class Owed(NamedTuple):
+    """A message that is not sent yet."""
+
+    id: int
+    queue: str
+    subject: str
+
+
+def pending(session: Session, limit: int) -> list[Owed]:
     """Return the oldest messages not sent yet."""
-    return list(session.scalars(select(Outbox).order_by(Outbox.id).limit(limit)))
+    return [Owed(*row) for row in session.execute(PENDING, {"most": limit})]
 
 
 def sent(session: Session, row_ids: Sequence[int]) -> None:
     """Forget messages that the broker has taken."""
-    session.execute(delete(Outbox).where(Outbox.id.in_(row_ids)))
+    session.execute(SENT, {"gone": list(row_ids)})

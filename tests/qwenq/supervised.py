@@ -25,8 +25,13 @@ PRELUDE = """
 import os, signal, subprocess, sys, time
 def say(*words): print(*words, flush=True)
 def on_term(do): signal.signal(signal.SIGTERM, do)
+# Python runs a handler between two instructions: a signal that comes right before a wait would be found behind it, so
+# there is a byte for each signal to wait for.
+told, tell = os.pipe()
+os.set_blocking(tell, False)
+signal.set_wakeup_fd(tell)
 def live():
-    while True: signal.pause()
+    while True: os.read(told, 1)
 """
 
 

@@ -23,7 +23,8 @@ from qwenq.processes import Program
 # What every child may use: it says its pid, and then lives on until a signal ends it.
 PRELUDE = """
 import os, signal, subprocess, sys, time
-def say(*words): print(*words, flush=True)
+# Not `print`: a handler that prints while the main program does raises RuntimeError.
+def say(*words): os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 def on_term(do): signal.signal(signal.SIGTERM, do)
 # Python runs a handler between two instructions: a signal that comes right before a wait would be found behind it, so
 # there is a byte for each signal to wait for.

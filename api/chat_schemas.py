@@ -23,6 +23,7 @@ from api.schemas import (
     Whole,
     one_or_more,
     only_streamed,
+    read_by,
     refuse_unknown,
 )
 from storage.models import Json
@@ -107,17 +108,17 @@ class CreateChatCompletion(Completing):
     webhook: Webhook | None = None
     response_format: Annotated[
         Json | None,
-        BeforeValidator(lambda value: None if value is None else chat_tools.read_format(value)),
+        read_by(chat_tools.read_format),
         WithJsonSchema({"type": "object"}),
     ] = None
     tools: Annotated[
         list[Json] | None,
-        BeforeValidator(lambda value: None if value is None else chat_tools.read(value)),
+        read_by(chat_tools.read),
         WithJsonSchema({"type": "array", "items": {"type": "object"}}),
     ] = None
     tool_choice: Annotated[
         str | Json | None,
-        BeforeValidator(lambda value: None if value is None else chat_tools.read_choice(value)),
+        read_by(chat_tools.read_choice),
         WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "object"}]}),
     ] = None
 

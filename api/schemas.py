@@ -6,7 +6,7 @@ endpoints. Null means the same as leaving a parameter out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
@@ -61,6 +61,16 @@ class Body(BaseModel):
 def one_or_more(value: object) -> object:
     """Take one string for a list of one."""
     return [value] if isinstance(value, str) else value
+
+
+def read_by(reader: Callable[[Any], object]) -> BeforeValidator:
+    """Have a reader of its own look at a value that is not null."""
+    return BeforeValidator(lambda value: None if value is None else reader(value))
+
+
+# Out here, because within the model `tools` is its field.
+READ_TOOLS = read_by(tools.read)
+READ_TOOL_CHOICE = read_by(tools.read_choice)
 
 
 def _id_of(value: object) -> object:
@@ -131,12 +141,12 @@ class CreateResponse(Body):
     ] = None
     tools: Annotated[
         list[Json] | None,
-        BeforeValidator(lambda value: None if value is None else tools.read(value)),
+        READ_TOOLS,
         WithJsonSchema({"type": "array", "items": {"type": "object"}}),
     ] = None
     tool_choice: Annotated[
         str | Json | None,
-        BeforeValidator(lambda value: None if value is None else tools.read_choice(value)),
+        READ_TOOL_CHOICE,
         WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "object"}]}),
     ] = None
 

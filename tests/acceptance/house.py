@@ -99,6 +99,13 @@ class House:
         self.start(name)
         self.wait_for_engine(name, known + 1)
 
+    def back_to_one_worker(self) -> None:
+        """Leave the first worker alone, whatever a test has ended and started."""
+        if "worker-2" in self.running:
+            self.stop("worker-2")
+        if "worker" not in self.running:
+            self.start_again("worker")
+
     def wait_for_api(self) -> None:
         until("the API", self._api_is_ready)
 

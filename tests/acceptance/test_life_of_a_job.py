@@ -99,11 +99,7 @@ def test_another_worker_goes_on_with_a_half_written_answer(house: House, blow: s
         live = stream.tail(redis, accepted.id)
     finally:
         redis.close()
-        if "worker-2" in house.running:
-            house.stop("worker-2")
-        if "worker" not in house.running:
-            house.start("worker")
-            house.wait_for_engine("worker", house.log("worker").count("engine ready") + 1)
+        house.back_to_one_worker()
     with house.database.read() as session:
         stored = leases.output(session, accepted.id)
     assert ended.output_text == "".join(stored.pieces) + stored.tail

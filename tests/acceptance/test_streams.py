@@ -86,10 +86,7 @@ def test_the_worker_dies_and_the_same_stream_goes_on(house: House, blow: str) ->
                         assert house.stop("worker") == 0
                     house.start("worker-2")
     finally:
-        if "worker-2" in house.running:
-            house.stop("worker-2")
-        if "worker" not in house.running:
-            house.start_again("worker")
+        house.back_to_one_worker()
     last = seen[-1]
     # A sampled story may end by itself.
     assert last.type in ("response.incomplete", "response.completed")

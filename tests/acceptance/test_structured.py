@@ -69,10 +69,7 @@ def test_a_worker_dies_within_an_object_and_another_ends_it(sqlite_house: House)
                     sqlite_house.start("worker-2")
             final = events.get_final_response()
     finally:
-        if "worker-2" in sqlite_house.running:
-            sqlite_house.stop("worker-2")
-        if "worker" not in sqlite_house.running:
-            sqlite_house.start_again("worker")
+        sqlite_house.back_to_one_worker()
     assert final.status == "completed"
     lines = json.loads(final.output_text)
     assert [20 <= len(line) <= 30 for line in lines] == [True] * 8

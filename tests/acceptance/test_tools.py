@@ -91,10 +91,7 @@ def test_a_worker_dies_within_a_call_and_another_ends_it(house: House) -> None:
                     house.start("worker-2")
             final = events.get_final_response()
     finally:
-        if "worker-2" in house.running:
-            house.stop("worker-2")
-        if "worker" not in house.running:
-            house.start_again("worker")
+        house.back_to_one_worker()
     assert final.status == "completed"
     (call,) = final.output
     assert call.type == "function_call"

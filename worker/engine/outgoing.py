@@ -35,7 +35,7 @@ class Outgoing:
             before = self._waiting.pop(event.request_id, None)
             if isinstance(event, Tokens):
                 joined = event if before is None else _join(before, event)
-                if joined.index == 0 and before is None:
+                if joined.index == 0:
                     due.append(joined)
                 else:
                     self._waiting[event.request_id] = joined

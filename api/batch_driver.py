@@ -26,7 +26,6 @@ from storage.blobs import Blobs, Draft
 from storage.database import Database
 from storage.errors import Conflict, NotFound
 from storage.models import Json
-from storage.publisher import Publisher
 from storage.responses import NewResponse
 
 log = structlog.get_logger(__name__)
@@ -47,7 +46,6 @@ class BatchDriver:
     settings: ApiSettings
     database: Database
     blobs: Blobs
-    publisher: Publisher
     redis: Redis
     pressure: Pressure
 
@@ -120,7 +118,6 @@ class BatchDriver:
                 empty = BadRequest("The input file holds no requests.", code="empty_file")
                 problems = [{**batch_lines.error(0, empty), "line": None}]
             batch_work.fail(session, batch, problems[:MAX_ERRORS])
-        self.publisher.wake()
         log.info("batch failed", errors=len(problems))
 
     def _without_repeats(self, session: Session, batch: Batch, stretch: Stretch) -> list[Json]:
@@ -147,8 +144,6 @@ class BatchDriver:
             more = made == MAKE_LINES or 0 < made < len(lines)
             pause = 0.0 if more else POLL_SECONDS
             batch_work.hold(session, batch, pause=pause, **batch_work.counts(batch))
-        if made:
-            self.publisher.wake()
 
     def _read_jobs(
         self, batch: Batch, lines: Sequence[BatchLine]
@@ -212,7 +207,6 @@ class BatchDriver:
         elif not all(asked for _, asked in jobs):
             with self.database.begin() as session:
                 batch_work.hold(session, batch, pause=POLL_SECONDS)
-        self.publisher.wake()
 
     def _write(self, batch: Batch) -> None:
         drafts: dict[bool, Draft] = {}

@@ -92,7 +92,6 @@ class Call:
         with self.services.database.begin() as session:
             rows = groups.members(session, self.project_id, self.ids[0])
             ended = [terminal.cancel(session, row) for row in rows]
-        self.services.publisher.wake()
         # Whoever runs one learns of it at once; without Redis they find it in SQL.
         with contextlib.suppress(RedisError):
             for row in ended:
@@ -133,5 +132,4 @@ def accept(
     except NotFound as missing:
         param = "webhook.endpoint_id" if missing.kind == "webhook endpoint" else None
         raise NoSuchObject(str(missing), param=param) from None
-    services.publisher.wake()
     return Call(services, project_id, ids, keep=key is not None, input=input_)

@@ -61,7 +61,6 @@ async def create(
     webhook = await receivers.read(body.webhook, services)
     new = submission.job(body, webhook, services.settings)
     shown = await run_in_threadpool(_accept, services, project_id, new, key)
-    services.publisher.wake()
     request.state.response_id = shown["id"]
     if body.stream:
         owned = not shown["background"] and key is None
@@ -202,7 +201,6 @@ def _cancel(services: Services, project_id: str, response_id: str) -> Json:
     with services.database.begin() as session:
         row = terminal.cancel(session, responses.get(session, project_id, response_id, unstored=True))
         shown = _show(services, session, row)
-    services.publisher.wake()
     cancels.tell(services.redis, row)
     return shown
 

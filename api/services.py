@@ -61,13 +61,13 @@ class Services:
         database = Database(settings.database_url, pool_size=settings.api_threads + 4)
         celery = broker.make_app(settings.redis_url)
         blobs = Folder(settings.files_dir)
-        publisher, redis = Publisher(database, celery), stream.connect(settings.redis_url)
+        redis = stream.connect(settings.redis_url)
         pressure = Pressure(settings.max_queued)
         services = cls(
             settings=settings,
             database=database,
             celery=celery,
-            publisher=publisher,
+            publisher=Publisher(database, celery),
             redis=redis,
             live=Live(settings.redis_url, database),
             keys=KeyCache(database),
@@ -76,7 +76,7 @@ class Services:
             secrets=SecretBox(settings.secret_key.get_secret_value()),
             egress=EgressPolicy(tuple(settings.webhook_allowed_networks)),
             blobs=blobs,
-            clerk=Clerk(database, blobs, BatchDriver(settings, database, blobs, publisher, redis, pressure)),
+            clerk=Clerk(database, blobs, BatchDriver(settings, database, blobs, redis, pressure)),
             prompt_length=prompt_length,
             slow_calls=CapacityLimiter(SLOW_CALLS),
         )

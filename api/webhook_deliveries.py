@@ -56,7 +56,6 @@ def replay(services: Held, project_id: Project, delivery_id: str) -> JSONRespons
     """Send it once more under the same webhook-id; while that is pending, asking again changes nothing."""
     with services.database.begin() as session:
         found = webhook_deliveries.replay(session, project_id, delivery_id)
-    services.publisher.wake()
     return JSONResponse(objects.delivery(found))
 
 

@@ -109,7 +109,6 @@ def rotate_secret(
 def recover(services: Held, project_id: Project, endpoint_id: str, body: Recover) -> JSONResponse:
     """Send every event since a time that the endpoint has not taken. An extension."""
     count = webhook_deliveries.recover(services.database, project_id, endpoint_id, body.since)
-    services.publisher.wake()
     return JSONResponse(
         {
             "object": "webhook_endpoint.recovery",
@@ -124,7 +123,6 @@ def recover(services: Held, project_id: Project, endpoint_id: str, body: Recover
 async def test(services: Held, project_id: Project, endpoint_id: str, body: TestEndpoint) -> JSONResponse:
     """Send a sample event through the webhook worker and show what the endpoint said to it."""
     event_id = await run_in_threadpool(_send_test, services, project_id, endpoint_id, body.event_type)
-    services.publisher.wake()
     attempt = await _first_try(services, event_id)
     if attempt is None:
         raise Unavailable(

@@ -6,7 +6,7 @@ session and never commit, so that a caller's transaction is as long as its `with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,9 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from storage import outbox
+from storage.outbox import Owed
+
 # How long a SQLite writer waits for the one before it. Writes take a few milliseconds each.
 SQLITE_BUSY_SECONDS = 30
 # A process that stands still in the middle of a transaction (SIGSTOP, a paused machine) holds the locks of its rows:
@@ -44,9 +47,14 @@ class Database:
     Args:
         url: a SQLAlchemy URL of SQLite or PostgreSQL (psycopg 3).
         pool_size: connections kept to PostgreSQL, which is also the most that are opened.
+
+    Attributes:
+        on_owed: gets the messages that a committed transaction owes, in the thread that has committed it. Until
+            somebody takes them they wait for a sweeper.
     """
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.on_owed: Callable[[list[Owed]], None] = _leave
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
@@ -75,6 +83,8 @@ class Database:
             session.begin(),
         ):
             yield session
+        if owed := outbox.written(session):
+            self.on_owed(owed)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -99,6 +109,10 @@ class Database:
     def _connect(self, *, write: bool) -> Iterator[Connection]:
         with self.engine.connect() as connection:
             yield connection.execution_options(qwenq_write=write)
+
+
+def _leave(_owed: list[Owed]) -> None:
+    """Leave the messages where they are."""
 
 
 def changed(session: Session, statement: Update | Delete) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from storage.errors import NotFound
@@ -98,9 +98,13 @@ def _chain(session: Session, response_id: str | None) -> list[Item]:
     return [item for turn in reversed(turns) for item in turn]
 
 
+# Built once: every claimed job asks them.
+ALL_OF = select(Item).where(Item.response_id == bindparam("response")).order_by(Item.ordinal)
+INPUT_OF = ALL_OF.where(Item.is_output.is_(False))
+
+
 def _own(session: Session, response_id: str, *, with_output: bool) -> list[Item]:
-    query = select(Item).where(Item.response_id == response_id).order_by(Item.ordinal)
-    return list(session.scalars(query if with_output else query.where(Item.is_output.is_(False))))
+    return list(session.scalars(ALL_OF if with_output else INPUT_OF, {"response": response_id}))
 
 
 def _before(session: Session, response: Response) -> list[Item]:

@@ -1,8 +1,8 @@
 """Messages that are written with a change and sent after its commit.
 
-A row says "tell queue Q about S". Whoever committed it wakes a publisher (`storage.publisher`); the sweeper
-sends what a crash or a broker outage left behind. Sending twice does no harm: a message is a hint, and the
-claim in SQL decides.
+A row says "tell queue Q about S". The process that committed it has it sent at once (`Database.on_owed`,
+`storage.publisher`); the sweeper sends what a crash or a broker outage left behind. Sending twice does no harm: a
+message is a hint, and the claim in SQL decides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from storage import clock
 from storage.models import Outbox
 
 # Without the unit of work, which costs a submission more time than the row itself.
-ADD = insert(Outbox.__table__).values(created_at=clock.now())  # type: ignore[arg-type]
+ADD = insert(Outbox.__table__).values(created_at=clock.now()).returning(Outbox.id)  # type: ignore[arg-type]
 # Built once: every submission and every end of a job asks for them.
 PENDING = (
     select(Outbox.id, Outbox.queue, Outbox.subject)
@@ -29,11 +29,7 @@ SENT = delete(Outbox.__table__).where(  # type: ignore[arg-type]
 )
 
 Queue = Literal["generate", "webhooks"]
-
-
-def add(session: Session, queue: Queue, subject: str) -> None:
-    """Owe `queue` a message about `subject`, from the commit of this transaction on."""
-    session.execute(ADD, {"queue": queue, "subject": subject})
+WRITTEN = "qwenq_owed"
 
 
 class Owed(NamedTuple):
@@ -42,6 +38,18 @@ class Owed(NamedTuple):
     id: int
     queue: str
     subject: str
+
+
+def add(session: Session, queue: Queue, subject: str) -> None:
+    """Owe `queue` a message about `subject`, from the commit of this transaction on."""
+    row_id = session.execute(ADD, {"queue": queue, "subject": subject}).scalar_one()
+    session.info.setdefault(WRITTEN, []).append(Owed(row_id, queue, subject))
+
+
+def written(session: Session) -> list[Owed]:
+    """Return what this session has added; of a transaction that was rolled back, it is not owed."""
+    found: list[Owed] = session.info.get(WRITTEN, [])
+    return found
 
 
 def pending(session: Session, limit: int) -> list[Owed]:

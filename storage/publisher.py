@@ -1,12 +1,14 @@
 """Sends the outbox to the broker from a thread of its own, so that a broker outage never holds up a request.
 
-`wake` after a commit sends at once; a failed sending leaves the rows where they are, and the next wake-up, the
-thread's own slow tick or the sweeper tries again.
+What this process commits is handed over in memory and goes out at once; a failed sending leaves the rows where they
+are, and the thread's own slow look at the outbox, or the sweeper, tries again.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import structlog
@@ -18,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from storage import broker, outbox
 from storage.database import Database
+from storage.outbox import Owed
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +28,7 @@ BATCH = 100
 # A knock at the queue `generate` makes one thread of a worker run jobs until there are none: more knocks than threads
 # wake nobody, and what waits for hours would fill the broker with them.
 MOST_KNOCKS = 512
-# How often the thread looks for rows that nobody woke it for.
+# How often the thread looks for rows that nobody handed to it.
 TICK_SECONDS = 2.0
 
 
@@ -74,36 +77,46 @@ def drain(database: Database, sender: Sender) -> int:
     while True:
         with database.read() as session:
             rows = outbox.pending(session, BATCH)
-        taken: list[int] = []
-        try:
-            for row in rows:
-                sender.send(row.queue, row.subject)
-                taken.append(row.id)
-        finally:
-            if taken:
-                with database.begin() as session:
-                    outbox.sent(session, taken)
-        total += len(taken)
+        send(database, rows, sender)
+        total += len(rows)
         if len(rows) < BATCH:
-            return total  # whoever has committed a row since then wakes the next drain
+            return total
+
+
+def send(database: Database, rows: Sequence[Owed], sender: Sender) -> None:
+    """Send these messages and forget them. Raises as `drain` does."""
+    taken: list[int] = []
+    try:
+        for row in rows:
+            sender.send(row.queue, row.subject)
+            taken.append(row.id)
+    finally:
+        if taken:
+            with database.begin() as session:
+                outbox.sent(session, taken)
 
 
 class Publisher:
-    """The draining thread of a process. `start` it once; `stop` ends it."""
+    """The sending thread of a process. `start` it once; `stop` ends it."""
 
     def __init__(self, database: Database, app: Celery) -> None:
         self._database = database
         self._sender = Sender(app)
+        self._lock = threading.Lock()
+        self._owed: list[Owed] = []
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Begin to send what this process commits."""
+        self._database.on_owed = self.owe
         self._thread.start()
 
-    def wake(self) -> None:
-        """Send soon: something was committed."""
+    def owe(self, rows: Sequence[Owed]) -> None:
+        """Send these, which are committed, at once."""
+        with self._lock:
+            self._owed += rows
         self._wake.set()
 
     def stop(self) -> None:
@@ -113,12 +126,17 @@ class Publisher:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        reachable = True
+        reachable, look = True, 0.0
         while not self._stopping:
-            self._wake.wait(TICK_SECONDS)
+            self._wake.wait(max(0.0, look - time.monotonic()))
             self._wake.clear()
+            with self._lock:
+                owed, self._owed = self._owed, []
             try:
-                drain(self._database, self._sender)
+                send(self._database, owed, self._sender)
+                if time.monotonic() >= look:
+                    look = time.monotonic() + TICK_SECONDS
+                    drain(self._database, self._sender)
             except (BrokerUnavailable, RedisError, OSError, SQLAlchemyError) as trouble:
                 if reachable:  # say it once, not every two seconds of an outage
                     log.warning("broker or database unreachable, jobs stay queued in SQL", cause=str(trouble))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
 from storage.leases import Chunk
@@ -70,8 +71,11 @@ def seal(redis: Redis, response_id: str, attempt: int) -> LiveTail:
     return tail(redis, response_id)
 
 
-def append(redis: Redis, entries: Iterable[tuple[str, int, Chunk]]) -> list[str]:
-    """Add chunks of several answers, `(response_id, attempt, chunk)`, in one round trip.
+def append(
+    redis: Redis, entries: Iterable[tuple[str, int, Chunk]], ended: Iterable[tuple[str, int]] = ()
+) -> list[str]:
+    """Add chunks of several answers, `(response_id, attempt, chunk)`, in one round trip, and behind them mark the
+    answers as `ended` that are, as `end` does.
 
     Returns:
         the ids of the responses whose stream refused the entry because the attempt is stale.
@@ -88,21 +92,19 @@ def append(redis: Redis, entries: Iterable[tuple[str, int, Chunk]]) -> list[str]
         if chunk.logprobs:
             fields["logprobs"] = _packed(chunk.logprobs)
         pipe.xadd(key(response_id), fields, id=f"{attempt}-{chunk.end}")  # type: ignore[arg-type]
-    stale = []
-    for response_id, result in zip(response_ids, pipe.execute(raise_on_error=False), strict=True):
-        if isinstance(result, ResponseError) and _is_stale(result):
-            stale.append(response_id)
-        elif isinstance(result, Exception):
+    for response_id, attempt in ended:
+        _end(pipe, response_id, attempt)
+    results = pipe.execute(raise_on_error=False)
+    refused = [isinstance(result, ResponseError) and _is_stale(result) for result in results]
+    for result, stale in zip(results, refused, strict=True):
+        if isinstance(result, Exception) and not stale:
             raise result
-    return stale
+    return [response_id for response_id, stale in zip(response_ids, refused, strict=False) if stale]
 
 
 def end(redis: Redis, response_id: str, attempt: int) -> None:
     """Mark the answer as ended, for readers that wait. SQL holds what the end was."""
-    try:
-        _add(redis, response_id, f"{attempt}-{END_POSITION}", {"end": "1"}, FINISHED_LIFETIME_SECONDS)
-    except StaleAttempt:
-        return  # told already
+    append(redis, (), [(response_id, attempt)])  # refused where it was told already
 
 
 def tail(redis: Redis, response_id: str) -> LiveTail:
@@ -159,6 +161,11 @@ def _add(redis: Redis, response_id: str, entry_id: str, fields: dict[str, str], 
         if _is_stale(refused):
             raise StaleAttempt(f"{entry_id} of {response_id}") from None
         raise
+
+
+def _end(pipe: Pipeline, response_id: str, attempt: int) -> None:
+    pipe.xadd(key(response_id), {"end": "1"}, id=f"{attempt}-{END_POSITION}")
+    pipe.expire(key(response_id), FINISHED_LIFETIME_SECONDS)
 
 
 def _packed(values: Sequence[object]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from storage import clock, conversations, metrics, output_items, react, turns, webhooks
@@ -72,6 +72,15 @@ CLOSE = (
     .execution_options(populate_existing=True, synchronize_session=False)
 )
 
+ITEMS = Item.__table__.c
+# An item of the response behind those that it has.
+ADD_OUTPUT = insert(Item.__table__).values(  # type: ignore[arg-type]
+    is_output=True,
+    ordinal=select(func.coalesce(func.max(ITEMS.ordinal) + 1, 0))
+    .where(ITEMS.response_id == bindparam("response"))
+    .scalar_subquery(),
+)
+
 TOO_LONG = Failure("server_error", "deadline_exceeded", "The answer took longer than it was given.")
 
 
@@ -90,21 +99,20 @@ def close_answered(session: Session, response_id: str, attempt: int, answer: Ans
         incomplete_reason=answer.incomplete_reason,
     )
     name, content = react.content(response.request, [answer.text])
-    session.add(
-        Item(
-            id=output_items.item_id(response.message_id, name),
-            project_id=response.project_id,
-            response_id=response.id,
-            is_output=True,
-            ordinal=_next_ordinal(session, response.id),
-            body={
+    session.execute(
+        ADD_OUTPUT,
+        {
+            "id": output_items.item_id(response.message_id, name),
+            "project_id": response.project_id,
+            "response_id": response.id,
+            "response": response.id,
+            "body": {
                 **output_items.body(response.message_id, name, content, response.status, answer.logprobs),
                 **({} if answer.raw is None else {"raw": answer.raw}),
             },
-            created_at=response.completed_at,
-        )
+            "created_at": response.completed_at,
+        },
     )
-    session.flush()
     if response.conversation_id is not None:
         _append_to_conversation(session, response.id, response.conversation_id, response.worker)
     _tell(session, response)
@@ -200,11 +208,6 @@ def _close(
     if response is None:
         raise LeaseLost(response_id, attempt)
     return response
-
-
-def _next_ordinal(session: Session, response_id: str) -> int:
-    ordinals = session.scalars(select(Item.ordinal).where(Item.response_id == response_id)).all()
-    return 1 + max((ordinal for ordinal in ordinals if ordinal is not None), default=-1)
 
 
 def _append_to_conversation(

@@ -6,13 +6,17 @@ one, hold the same row while they do: the conversation's, or the continued respo
 
 from __future__ import annotations
 
-from sqlalchemy import literal, select, update
+from sqlalchemy import bindparam, literal, select, update
 from sqlalchemy.orm import Session
 
 from storage import clock, homes, outbox
 from storage.models import Conversation, Response
 
 OPEN = ("queued", "in_progress")
+# Built once: every end of a job asks for them.
+CONTINUATIONS = select(Response.id).where(
+    Response.previous_response_id == bindparam("ended"), Response.status == "queued", ~Response.ready
+)
 
 
 def first_open(session: Session, conversation_id: str) -> Response | None:
@@ -39,10 +43,7 @@ def release(session: Session, ended: Response) -> None:
         following = first_open(session, ended.conversation_id)
         if following is not None and following.status == "queued" and not following.ready:
             _make_ready(session, following.id, ended.worker)
-    continuations = select(Response.id).where(
-        Response.previous_response_id == ended.id, Response.status == "queued", ~Response.ready
-    )
-    for response_id in session.scalars(continuations).all():
+    for response_id in session.scalars(CONTINUATIONS, {"ended": ended.id}).all():
         _make_ready(session, response_id, ended.worker)
 
 

@@ -28,7 +28,7 @@ class Cancels:
         self._redis = redis
         self._calls = calls or {}
         self._lock = threading.Lock()
-        self._watched: dict[str, threading.Event] = {}
+        self._watched: dict[str, Callable[[], object]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cancels", daemon=True)
 
@@ -42,13 +42,12 @@ class Cancels:
         self._thread.join(timeout=3 * LISTEN_SECONDS)
 
     @contextmanager
-    def watch(self, response_id: str) -> Iterator[threading.Event]:
-        """Give an event that is set when somebody asks for the cancellation of this response."""
-        asked = threading.Event()
+    def watch(self, response_id: str, asked: Callable[[], object]) -> Iterator[None]:
+        """Call `asked` when somebody asks for the cancellation of this response, in the listening thread."""
         with self._lock:
             self._watched[response_id] = asked
         try:
-            yield asked
+            yield
         finally:
             with self._lock:
                 self._watched.pop(response_id, None)
@@ -75,4 +74,4 @@ class Cancels:
         with self._lock:
             asked = self._watched.get(message["data"])
         if asked is not None:
-            asked.set()
+            asked()

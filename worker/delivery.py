@@ -43,7 +43,6 @@ def deliver(runtime: Runtime, delivery_id: str) -> None:
     outcome = _judge(job, _send(runtime, job, timeout), runtime.settings.webhook_retry_delays)
     with runtime.database.begin() as session:
         webhook_tries.record(session, job, outcome)
-    runtime.publisher.wake()  # its place is free: the next one in the receiver's line may have been announced
     log.info(
         "webhook delivered" if outcome.delivered else "webhook failed",
         delivery_id=job.id,

@@ -1,8 +1,8 @@
 """One job in a worker: claim, render, submit, stream, finish. `Attempt.run` reads as its story.
 
-The answer's tokens go two ways while it runs: to the live tail in Redis at once, and to SQL at each checkpoint,
-which renews the lease in the same transaction. An attempt that follows another goes on behind the longer of
-the two, so that nothing a caller has seen is taken back.
+The answer's tokens go two ways while it runs: to the live tail in Redis at once, in the engine's thread, and to SQL
+at each checkpoint, which renews the lease in the same transaction. An attempt that follows another goes on behind the
+longer of the two, so that nothing a caller has seen is taken back.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from storage.leases import Chunk
 from storage.models import Json, Response
 from storage.scores import Entry, shown, told
 from worker import metrics, prompt, scores
+from worker.answer import RunningAnswer
+from worker.engine.client import EventStream
 from worker.engine.errors import EngineDied
 from worker.engine.request import Failed, Finished, GenerationRequest, Tokens
 from worker.model.chat import Prompt
@@ -78,7 +80,6 @@ def run_next(runtime: Runtime) -> bool:
     finally:
         with runtime.claiming:
             runtime.busy -= 1
-    runtime.publisher.wake()
     return True
 
 
@@ -105,25 +106,28 @@ def _claim(runtime: Runtime) -> tuple[Response, float] | None:
             return None
         # The engine's clock is not the database's: what crosses over is a time that is left. It is counted by a clock
         # that nobody can set.
-        return response, time.monotonic() + leases.seconds_left(session, response)
+        first = response.attempt == 1  # its time begins with this claim
+        left = response.max_run_seconds if first else leases.seconds_left(session, response)
+        return response, time.monotonic() + left
 
 
 def _run(attempt: Attempt) -> None:
     generator, response = attempt.generator, attempt.response
     try:
-        with generator.cancels.watch(response.id) as attempt.cancel_asked:
+        with generator.cancels.watch(response.id, attempt.ask_to_cancel):
             attempt.run()
     except LeaseLost:
         metrics.LEASES_LOST.inc()
         log.warning("lease lost, another attempt has the job")
     except GivenBack:
-        log.info("given back", tokens=len(attempt.token_ids))
+        log.info("given back", tokens=len(attempt.answer))
     except OperationalError as trouble:
         log.error("database unreachable, the lease will run out", cause=str(trouble.orig))
     except Exception:
         log.exception("attempt failed")
         attempt.lose()
     finally:
+        attempt.closed = True
         generator.engine.cancel(attempt.request_id)
         if attempt.abandoned:
             generator.tail.forget(response.id, response.attempt)
@@ -131,22 +135,25 @@ def _run(attempt: Attempt) -> None:
 
 @dataclass(slots=True)
 class Attempt:
-    """The state of one attempt: the whole answer so far, and how much of it SQL has."""
+    """The state of one attempt: the whole answer so far, and how much of it SQL has.
+
+    `closed`: nothing that the engine still says of it counts. `abandoned`: somebody else brings the job to its end.
+    """
 
     runtime: Runtime
     generator: Generator
     response: Response
     deadline: float  # time.monotonic
-    token_ids: list[int] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    logprobs: list[Entry] = field(default_factory=list)
+    answer: RunningAnswer = field(default_factory=RunningAnswer)
     stored: int = 0
     next_checkpoint: float = 0.0
+    closed: bool = False
     abandoned: bool = True
     claimed_at: float = field(default_factory=time.monotonic)
     told: bool = False  # whether this attempt has produced a token
     deaths: int = 0
     cancel_asked: threading.Event = field(default_factory=threading.Event)
+    events: EventStream | None = None
 
     @property
     def request_id(self) -> str:
@@ -184,7 +191,7 @@ class Attempt:
             "started",
             prompt_tokens=len(built.ids),
             dropped_messages=built.dropped_messages,
-            resumed_tokens=len(self.token_ids),
+            resumed_tokens=len(self.answer),
         )
         while True:
             try:
@@ -192,7 +199,7 @@ class Attempt:
                     GenerationRequest(
                         request_id=self.request_id,
                         prompt_ids=tuple(built.ids),
-                        resumed_ids=tuple(self.token_ids),
+                        resumed_ids=tuple(self.answer.since(0).token_ids),
                         sampling=sampling,
                         deadline=self.deadline,
                         cache_salt=self.response.project_id,
@@ -204,7 +211,7 @@ class Attempt:
                 self.deaths += 1
                 if self.deaths == ENGINE_DEATHS:
                     raise
-                log.warning("the engine died, going on with a new one", tokens=len(self.token_ids))
+                log.warning("the engine died, going on with a new one", tokens=len(self.answer))
         self._finish(ended, built)
 
     def lose(self) -> None:
@@ -226,18 +233,17 @@ class Attempt:
 
     def _load(self) -> list[history.Said] | None:
         """Fence the live tail, take over what is known of the answer, and return the items of the prompt."""
-        live = self._fence()
+        live, known = self._fence(), Chunk(0, [], [])
         try:
             with self.runtime.database.read() as session:
-                known = leases.output(session, self.response.id)
+                if self.response.attempt > 1:
+                    known = leases.output(session, self.response.id)
                 items = history.load(session, self.response)
         except history.HistoryGone as gone:
             self._fail(terminal.Failure("invalid_prompt", "history_gone", str(gone)))
             return None
-        self.stored = len(known.token_ids)
-        known = stream.join(known, live)
-        self.token_ids, self.pieces = list(known.token_ids), list(known.pieces)
-        self.logprobs = list(known.logprobs)
+        self.stored = known.end
+        self.answer.take(stream.join(known, live))
         self._mend(live)
         return items
 
@@ -247,8 +253,8 @@ class Attempt:
         Its writer may have died with tokens that only SQL has, or Redis has lost what it had.
         """
         begin = live.end if live.first_index == 0 else 0
-        if begin < len(self.token_ids):
-            self.generator.tail.add(self.response.id, self.response.attempt, self._since(begin))
+        if begin < len(self.answer):
+            self.generator.tail.add(self.response.id, self.response.attempt, self.answer.since(begin))
 
     def _fence(self) -> Chunk:
         nothing = Chunk(0, [], [])
@@ -264,18 +270,18 @@ class Attempt:
             return nothing
 
     def _generate(self, request: GenerationRequest) -> Finished | Failed:
-        events = self.generator.engine.submit(request)
         self._plan_checkpoint()
-        if self.stored < len(self.token_ids):
+        if self.stored < len(self.answer):
             self.next_checkpoint = time.monotonic()  # at once: the live tail had what SQL has not
+        self.events = self.generator.engine.submit(request, self._take)
         giving_back = False
         while True:
-            event = events.next_event(POLL_SECONDS)
-            if isinstance(event, Tokens):
-                self._take(event)
-            elif isinstance(event, Finished) and giving_back and event.reason == "cancelled":
+            event = self.events.next_event(
+                min(POLL_SECONDS, max(0.0, self.next_checkpoint - time.monotonic()))
+            )
+            if isinstance(event, Finished) and giving_back and event.reason == "cancelled":
                 self._give_back()
-            elif event is not None:
+            elif isinstance(event, Finished | Failed):
                 return event
             if time.monotonic() >= self.next_checkpoint or self.cancel_asked.is_set():
                 self.cancel_asked.clear()
@@ -285,16 +291,24 @@ class Attempt:
                 self.generator.engine.cancel(request.request_id)
 
     def _take(self, event: Tokens) -> None:
-        if event.index != len(self.token_ids):
-            raise RuntimeError(f"the engine sent token {event.index} after {len(self.token_ids)} tokens")
+        # In the engine's thread. What reaches the live tail behind the end of this attempt, its fence refuses.
+        if self.closed:
+            return
         if not self.told:
             self.told = True
             metrics.FIRST_TOKEN.observe(time.monotonic() - self.claimed_at)
-        self.token_ids += event.token_ids
-        self.pieces += event.pieces
+        logprobs: list[Entry] = []
         if event.logprobs is not None:
-            self.logprobs += scores.entries(event.token_ids, event.logprobs, self.generator.tokenizer)
-        self.generator.tail.add(self.response.id, self.response.attempt, self._since(event.index))
+            logprobs = scores.entries(event.token_ids, event.logprobs, self.generator.tokenizer)
+        chunk = Chunk(event.index, event.token_ids, event.pieces, logprobs=logprobs)
+        self.answer.take(chunk)
+        self.generator.tail.add(self.response.id, self.response.attempt, chunk)
+
+    def ask_to_cancel(self) -> None:
+        """Have the next checkpoint, which learns of a cancellation, made now. May be called by any thread."""
+        self.cancel_asked.set()
+        if self.events is not None:
+            self.events.wake()
 
     def _checkpoint(self, request_id: str) -> None:
         chunk = self._unstored()
@@ -309,7 +323,8 @@ class Attempt:
         ):
             with retry, self.runtime.database.begin() as session:
                 cancelled = leases.renew(session, self.response.id, self.response.attempt, lease, chunk)
-        self.stored = len(self.token_ids)
+        if chunk is not None:
+            self.stored = chunk.end
         self._plan_checkpoint()
         if cancelled:
             self.generator.engine.cancel(request_id)
@@ -319,12 +334,8 @@ class Attempt:
         self.next_checkpoint = time.monotonic() + min(wanted, self.runtime.settings.lease_seconds / 3)
 
     def _unstored(self, tail: str = "") -> Chunk | None:
-        if self.stored == len(self.token_ids) and not tail:
-            return None
-        return self._since(self.stored, tail)
-
-    def _since(self, position: int, tail: str = "") -> Chunk:
-        return Chunk(0, self.token_ids, self.pieces, tail, self.logprobs).since(position)
+        chunk = self.answer.since(self.stored, tail)
+        return chunk if chunk.token_ids or tail else None
 
     def _give_back(self) -> None:
         with self.runtime.database.begin() as session:
@@ -339,15 +350,16 @@ class Attempt:
         if ended.reason == "deadline":
             self._fail(terminal.TOO_LONG)
             return
+        whole = self.answer.since(0, ended.tail)
         with self.runtime.database.begin() as session:
             if ended.reason == "cancelled":
                 terminal.close_cancelled(session, self.response.id, self.response.attempt)
             else:
                 answer = terminal.Answer(
-                    text="".join(self.pieces) + ended.tail,
+                    text="".join(whole.pieces) + whole.tail,
                     usage=_usage(ended),
                     incomplete_reason="max_output_tokens" if ended.reason == "length" else None,
-                    logprobs=shown(told(self.logprobs, self.pieces, ended.tail)),
+                    logprobs=shown(told(whole.logprobs, whole.pieces, whole.tail)),
                     raw=scores.raw(built, self.response.request, ended, self.generator.tokenizer),
                 )
                 terminal.close_answered(session, self.response.id, self.response.attempt, answer)
@@ -362,7 +374,7 @@ class Attempt:
             rest = self._unstored()
             if rest is not None:  # a reader has seen it
                 leases.add_chunk(session, self.response.id, self.response.attempt, rest)
-        self._ended(failure.cause, len(self.token_ids))
+        self._ended(failure.cause, len(self.answer))
 
     def _ended(self, reason: str, output_tokens: int) -> None:
         self.abandoned = False

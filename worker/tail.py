@@ -79,15 +79,13 @@ class TailWriter:
             pending, self._pending = self._pending, {}
             ended, self._ended = self._ended, set()
         try:
-            if pending:
-                stale = stream.append(
-                    self._redis,
-                    [(response_id, attempt, chunk) for (response_id, attempt), chunk in pending.items()],
-                )
-                if stale:  # its worker learns of it at its next checkpoint
-                    log.info("live events of a stale attempt refused", response_ids=stale)
-            for response_id, attempt in ended:
-                stream.end(self._redis, response_id, attempt)
+            stale = stream.append(
+                self._redis,
+                [(response_id, attempt, chunk) for (response_id, attempt), chunk in pending.items()],
+                ended,
+            )
+            if stale:  # its worker learns of it at its next checkpoint
+                log.info("live events of a stale attempt refused", response_ids=stale)
         except RedisError:
             with self._lock:
                 for key, chunk in pending.items():

@@ -38,7 +38,6 @@ from storage.batches import NewBatch
 from storage.database import Database
 from storage.errors import Conflict
 from storage.models import Base, File, Response
-from storage.publisher import Publisher
 from tests.storage.factory import answer, claim, project
 
 WINDOW = 3
@@ -125,13 +124,6 @@ class MemoryDraft:
         self._kept.pop(self.key, None)
 
 
-class NoBroker:
-    """Stands for the publisher: messages are not needed here."""
-
-    def wake(self) -> None:
-        pass
-
-
 class Life(RuleBasedStateMachine):
     """Subclasses name the database; each example begins with an empty one."""
 
@@ -148,7 +140,6 @@ class Life(RuleBasedStateMachine):
             configured,
             cast(Database, self.mortal),
             self.blobs,
-            cast(Publisher, NoBroker()),
             type(self).redis,
             Pressure(1000),
         )

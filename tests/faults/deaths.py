@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from storage.outbox import Owed
 
 VARIABLE = "QWENQ_FAULTS_DEATHS"
 
@@ -41,16 +44,16 @@ def in_api() -> None:
     """Between the commit of a job and its publication; between its publication and the caller's answer."""
     from storage import publisher
 
-    wake = publisher.Publisher.wake
+    owe = publisher.Publisher.owe
 
-    def dying_wake(self: publisher.Publisher) -> None:
+    def dying_owe(self: publisher.Publisher, rows: Sequence[Owed]) -> None:
         here(API_BEFORE_PUBLISH)
         if (Path(os.environ[VARIABLE]) / API_AFTER_PUBLISH).exists():
-            publisher.drain(self._database, self._sender)
+            publisher.send(self._database, rows, self._sender)
             here(API_AFTER_PUBLISH)
-        wake(self)
+        owe(self, rows)
 
-    publisher.Publisher.wake = dying_wake  # type: ignore[method-assign]
+    publisher.Publisher.owe = dying_owe  # type: ignore[method-assign]
 
 
 def in_worker() -> None:

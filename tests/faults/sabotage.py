@@ -7,6 +7,7 @@ options. What must show is named with each; the fault that makes it show is a pa
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -16,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from storage import clock, leases, terminal, webhooks
+from storage.database import Database
 from storage.models import OutputChunk, Response
 from storage.publisher import Publisher
 
@@ -69,11 +71,11 @@ def sweeper() -> None:
 def outbox() -> None:
     """The webhook of an end is published after its commit instead of being written with it.
 
-    `webhooks.emit` only takes a note, and the process stores the deliveries when it publishes (`Publisher.wake`). A
-    worker that dies between the commit and that (fault `worker_dies_after_end`) has ended a job, and nobody is told.
+    `webhooks.emit` only takes a note, and a thread beside the publisher stores the deliveries a moment later. A worker
+    that dies between the commit and that (fault `worker_dies_after_end`) has ended a job, and nobody is told.
     (A knock for the queue `generate` that is lost in the same way would be repeated by the sweeper.)
     """
-    emit, wake = webhooks.emit, Publisher.wake
+    emit, start = webhooks.emit, Publisher.start
     noted: list[str] = []
     lock = threading.Lock()
 
@@ -86,19 +88,24 @@ def outbox() -> None:
 
         event.listen(session, "after_commit", committed, once=True)
 
-    def publish_and_forget(self: Publisher) -> None:
-        with lock:
-            mine = noted.copy()
-            noted.clear()
-        for response_id in mine:
-            try:
-                with self._database.begin() as session:
-                    emit(session, session.scalars(select(Response).where(Response.id == response_id)).one())
-            except SQLAlchemyError:
-                continue
-        wake(self)
+    def publish_and_forget(database: Database) -> None:
+        while True:
+            time.sleep(0.02)
+            with lock:
+                mine = noted.copy()
+                noted.clear()
+            for response_id in mine:
+                try:
+                    with database.begin() as session:
+                        emit(session, session.scalars(select(Response).where(Response.id == response_id)).one())
+                except SQLAlchemyError:
+                    continue
 
-    webhooks.emit, Publisher.wake = note, publish_and_forget  # type: ignore[method-assign]
+    def start_both(self: Publisher) -> None:
+        start(self)
+        threading.Thread(target=publish_and_forget, args=(self._database,), daemon=True).start()
+
+    webhooks.emit, Publisher.start = note, start_both  # type: ignore[method-assign]
 
 
 def checkpoint() -> None:

@@ -30,7 +30,8 @@ def test_a_watched_response_is_told_and_another_is_not(broker_url: str) -> None:
     listener, mine, other = Cancels(stream.connect(broker_url)), ids.new("resp"), ids.new("resp")
     listener.start()
     try:
-        with listener.watch(mine) as asked, listener.watch(other) as other_asked:
+        asked, other_asked = threading.Event(), threading.Event()
+        with listener.watch(mine, asked.set), listener.watch(other, other_asked.set):
             assert told(broker_url, mine, asked)
             assert not other_asked.is_set()
         with stream.connect(broker_url) as redis:
@@ -44,10 +45,12 @@ def test_it_listens_again_after_a_restart_of_redis() -> None:
         url, port = str(server.connection_url), server.port
         listener, name = Cancels(stream.connect(url)), ids.new("resp")
         listener.start()
-        with listener.watch(name) as asked:
+        asked = threading.Event()
+        with listener.watch(name, asked.set):
             assert told(url, name, asked)
+        asked.clear()
     try:
-        with ValkeyServer(port=port), listener.watch(name) as asked:
+        with ValkeyServer(port=port), listener.watch(name, asked.set):
             assert told(url, name, asked)
     finally:
         listener.stop()

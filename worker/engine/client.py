@@ -6,7 +6,8 @@ raise `EngineDied` where their events are waited for, and the caller submits the
 """
 
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Self
 
@@ -14,32 +15,47 @@ from worker.engine.child import Child
 from worker.engine.config import EngineConfig, EngineInfo
 from worker.engine.errors import EngineDied, EngineError, EngineStartError
 from worker.engine.messages import Cancel
-from worker.engine.request import Event, Failed, Finished, GenerationRequest
+from worker.engine.request import Event, Failed, Finished, GenerationRequest, Tokens
 from worker.engine.stats import EngineStats
 from worker.engine.supervisor import Supervisor
 
 
 class EventStream:
-    """The events of one request, for one thread to read."""
+    """The events of one request, for one thread to read.
 
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[Event | EngineDied] = SimpleQueue()
+    `take` gets the tokens in place of that thread, at once and in the engine's own: with many answers at a time most
+    of the work of a process would be to wake threads.
+    """
+
+    def __init__(self, take: Callable[[Tokens], None] | None = None) -> None:
+        self._take = take
+        self._queue: SimpleQueue[Event | Exception | None] = SimpleQueue()
 
     def next_event(self, timeout: float) -> Event | None:
         """The next event; None when none comes for `timeout` seconds. The last one is `Finished` or `Failed`.
 
-        Raises `EngineDied` when the engine process ended first: no more events come then.
+        Raises `EngineDied` when the engine process ended first, and what `take` has raised: no more events come then.
         """
         try:
             event = self._queue.get(timeout=timeout)
         except Empty:
             return None
-        if isinstance(event, EngineDied):
+        if isinstance(event, Exception):
             raise event
         return event
 
+    def wake(self) -> None:
+        """Have `next_event` return None now, to whoever waits there or comes next."""
+        self._queue.put(None)
+
     def _put(self, event: Event | EngineDied) -> None:
-        self._queue.put(event)
+        if self._take is None or not isinstance(event, Tokens):
+            self._queue.put(event)
+            return
+        try:
+            self._take(event)
+        except Exception as trouble:  # is its reader's, and must not end the engine's thread
+            self._queue.put(trouble)
 
 
 @dataclass
@@ -47,8 +63,8 @@ class _Open:
     """A request that has not ended."""
 
     request: GenerationRequest
+    stream: EventStream
     cancelled: bool = False
-    stream: EventStream = field(default_factory=EventStream)
 
 
 class Engine:
@@ -87,8 +103,11 @@ class Engine:
                 raise TimeoutError(f"the engine was not ready after {timeout:g} s")
             return self._info
 
-    def submit(self, request: GenerationRequest) -> EventStream:
-        """Hand a request over. While the process starts, or starts again, the request waits for it.
+    def submit(
+        self, request: GenerationRequest, take: Callable[[Tokens], None] | None = None
+    ) -> EventStream:
+        """Hand a request over. While the process starts, or starts again, the request waits for it. `take`: as
+        `EventStream` says.
 
         Raises `EngineDied` when there will be no engine (it was stopped, or could not start), and `ValueError` when
         a request of the same id is open.
@@ -98,7 +117,7 @@ class Engine:
                 raise EngineDied(str(self._closed))
             if request.request_id in self._open:
                 raise ValueError(f"request {request.request_id!r} is open already")
-            opened = self._open[request.request_id] = _Open(request)
+            opened = self._open[request.request_id] = _Open(request, EventStream(take))
             if self._ready is not None:
                 self._ready.send(request)
         return opened.stream
@@ -159,11 +178,12 @@ class Engine:
 
     def _on_events(self, events: list[Event]) -> None:
         with self._state:
+            streams = [self._open[event.request_id].stream for event in events]
             for event in events:
-                opened = self._open[event.request_id]
                 if isinstance(event, Finished | Failed):
                     del self._open[event.request_id]
-                opened.stream._put(event)
+        for stream, event in zip(streams, events, strict=True):
+            stream._put(event)
 
     def _on_end(self, error: EngineDied) -> None:
         with self._state:

@@ -45,7 +45,10 @@ async def create(
     request: Request, services: Held, caller: Calling, project_id: Project, body: CreateChatCompletion
 ) -> Response:
     """Answer the last message. Each of `n` answers is a job like a response's, which outlives its worker."""
-    await run_in_threadpool(chat_submission.check, body, services.settings)
+    if body.tools or body.response_format:  # to compile schemas takes a while
+        await run_in_threadpool(chat_submission.check, body, services.settings)
+    else:
+        chat_submission.check(body, services.settings)
     key = await idempotency.key_of(request)
     await services.limits.charge(request, caller, chat_submission.cost(body))
     webhook = await receivers.read(body.webhook, services)

@@ -19,11 +19,13 @@ class Question:
     Attributes:
         stored: the position from which its chunks are wanted, None when only its end matters.
         row: is the Response object wanted although it has not ended?
+        result: is it wanted with its output once it has ended?
     """
 
     response_id: str
     stored: int | None
     row: bool
+    result: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def ask(database: Database, questions: Sequence[Question]) -> News:
         chunks: dict[str, list[OutputChunk]] = {}
         for chunk in following.chunks(session, followed):
             chunks.setdefault(chunk.response_id, []).append(chunk)
-        ended = [name for name in followed if name in standings and standings[name].ended]
+        ended = [q.response_id for q in questions if q.result and _ended(standings.get(q.response_id))]
         wanted = {question.response_id for question in questions if question.row} | set(ended)
         outputs = responses.outputs(session, ended)
         shown = {
@@ -64,3 +66,7 @@ def ask(database: Database, questions: Sequence[Question]) -> News:
             for row in following.rows(session, sorted(wanted))
         }
     return News(standings, chunks, shown)
+
+
+def _ended(standing: Standing | None) -> bool:
+    return standing is not None and standing.ended

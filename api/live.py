@@ -29,12 +29,13 @@ from api.known import News, Question
 from api.watch import SOON_SECONDS, Watch
 from storage import stream
 from storage.database import Database
+from storage.models import Json
 
 log = structlog.get_logger(__name__)
 
 # How long one read of the streams may stand; a response that is watched meanwhile joins the next one.
 BLOCK_MS = 50
-# Tokens of all answers come in flushes; a pause between two reads lets one read carry what several brought.
+# Tokens of all answers come in flushes; reads that begin no sooner after one another carry what several brought.
 PACE_SECONDS = 0.005
 READ_ENTRIES = 256
 # SQL is asked this often while Redis is away,
@@ -91,10 +92,31 @@ class Live:
             Stopping: the process is asked to stop.
         """
         with self._held(response_id) as watch:
-            while not watch.tail.ended:
-                if self.stopping:
-                    raise Stopping
-                await watch.changed.wait()
+            await self._ended(watch)
+
+    async def result(self, response_id: str) -> Json | None:
+        """Return the Response object when it has reached its end; None when it was deleted.
+
+        Of a job that was accepted a moment ago: SQL is not asked at once whether it has ended.
+
+        Raises:
+            Stopping: the process is asked to stop.
+        """
+        with self._held(response_id) as watch:
+            if watch.holders == 1:
+                watch.due = self._now() + POLL_SECONDS
+            watch.readers += 1
+            try:
+                await self._ended(watch)
+            finally:
+                watch.readers -= 1
+            return None if watch.tail.gone else watch.tail.shown
+
+    async def _ended(self, watch: Watch) -> None:
+        while not watch.tail.ended:
+            if self.stopping:
+                raise Stopping
+            await watch.changed.wait()
 
     @contextlib.contextmanager
     def follow(self, response_id: str) -> Iterator[Watch]:
@@ -161,7 +183,7 @@ class Live:
                     self._redis_is_back(True)
 
     async def _read(self, redis: Redis, readable: dict[str, Watch]) -> None:
-        places = {key: watch.place for key, watch in readable.items()}
+        begun, places = self._now(), {key: watch.place for key, watch in readable.items()}
         found = cast(
             list[tuple[str, Entries]],
             await redis.xread(places, count=READ_ENTRIES, block=BLOCK_MS),  # type: ignore[arg-type]
@@ -172,7 +194,7 @@ class Live:
                 self._take(watch, entries)
                 watch.tell()
         if found:
-            await asyncio.sleep(PACE_SECONDS)
+            await asyncio.sleep(begun + PACE_SECONDS - self._now())
 
     def _take(self, watch: Watch, entries: Entries) -> None:
         for entry_id, fields in entries:
@@ -236,8 +258,11 @@ class Live:
             self._read_more.set()
         shown = news.shown.get(watch.response_id)
         if standing.ended:
-            if question.stored is None:
-                tail.ended = not watch.followers  # whoever began to follow meanwhile needs its tokens first
+            if not question.result:
+                # Whoever wants more than its end has come meanwhile, and asks.
+                tail.ended = not (watch.followers or watch.readers)
+            elif question.stored is None and watch.followers:
+                pass  # began to follow meanwhile, and needs the tokens first
             elif shown is None:
                 tail.vanish()
             else:

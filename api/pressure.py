@@ -13,7 +13,7 @@ import time
 from sqlalchemy.orm import Session
 
 from api.errors import TooMany
-from storage import clock, queue
+from storage import queue
 from storage.models import Json, Response
 
 REMEMBER_SECONDS = 1.0
@@ -56,11 +56,11 @@ class Pressure:
 
         The time is None while nothing comes to an end, and for a turn that has to wait for another one.
         """
-        position = queue.position(session, response)
+        position, now = queue.position(session, response)
         pace = self._current(session).per_second
         start = None
         if pace > 0 and response.ready:
-            start = math.ceil(max(clock.read(session) + position / pace, response.available_at))
+            start = math.ceil(max(now + position / pace, response.available_at))
         return {"position": position, "expected_start": start}
 
     def _current(self, session: Session) -> queue.Load:

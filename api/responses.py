@@ -54,7 +54,10 @@ async def create(
     belongs to its connection: when the caller goes away it is cancelled, unless an Idempotency-Key lets the caller
     come back for it. A stream that ends because the service restarts cancels nothing.
     """
-    await run_in_threadpool(submission.check, body, services.settings)
+    if body.tools or body.text:  # to compile schemas takes a while
+        await run_in_threadpool(submission.check, body, services.settings)
+    else:
+        submission.check(body, services.settings)
     patience = waiting.preference(request)
     key = await idempotency.key_of(request)
     await services.limits.charge(request, caller, limits.cost(body))
@@ -149,9 +152,11 @@ def delete(services: Held, project_id: Project, response_id: str) -> JSONRespons
 async def _in_foreground(
     request: Request, services: Services, project_id: str, response_id: str, *, keep: bool
 ) -> Response:
-    outcome = await waiting.for_end(request, services.live, [response_id], None)
-    if outcome == "ended":
-        return JSONResponse(await run_in_threadpool(_load, services, project_id, response_id, unstored=True))
+    outcome = await waiting.for_result(request, services.live, response_id)
+    if isinstance(outcome, waiting.Ended):
+        if outcome.value is None:
+            raise NotFound("response", response_id)
+        return JSONResponse(outcome.value)
     if not keep:
         await run_in_threadpool(_cancel, services, project_id, response_id)
     if outcome == "gone":
@@ -191,10 +196,9 @@ def _accept(
         raise submission.missing(missing) from None
 
 
-def _load(services: Services, project_id: str, response_id: str, *, unstored: bool = False) -> Json:
+def _load(services: Services, project_id: str, response_id: str) -> Json:
     with services.database.read() as session:
-        row = responses.get(session, project_id, response_id, unstored=unstored)
-        return _show(services, session, row)
+        return _show(services, session, responses.get(session, project_id, response_id))
 
 
 def _cancel(services: Services, project_id: str, response_id: str) -> Json:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive
 
 from api.errors import BadRequest
 from api.live import Live, Stopping
+from storage.models import Json
 
-Outcome = Literal["ended", "timeout", "gone", "stopping"]
+T = TypeVar("T")
+Unended = Literal["timeout", "gone", "stopping"]
+Outcome = Literal["ended"] | Unended
 
 PREFERENCE = re.compile(r"\bwait=(\d{1,6})\b")
 LONGEST_PREFERENCE = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Generic[T]):
+    """What was waited for."""
+
+    value: T
 
 
 async def for_end(
@@ -26,13 +37,24 @@ async def for_end(
 
     The request's body must have been read.
     """
-    end = asyncio.create_task(_all(live, response_ids))
+    found = await _while_there(request, _all(live, response_ids), seconds)
+    return found if isinstance(found, str) else "ended"
+
+
+async def for_result(request: Request, live: Live, response_id: str) -> Ended[Json | None] | Unended:
+    """Wait as `for_end` does, without a limit, for the Response object; None when it was deleted."""
+    return await _while_there(request, live.result(response_id), None)
+
+
+async def _while_there(
+    request: Request, work: Coroutine[Any, Any, T], seconds: float | None
+) -> Ended[T] | Unended:
+    end = asyncio.create_task(work)
     gone = asyncio.create_task(disconnected(request.receive))
     try:
         done, _ = await asyncio.wait({end, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if end in done:
-            await end
-            return "ended"
+            return Ended(await end)
         return "gone" if done else "timeout"
     except Stopping:
         return "stopping"

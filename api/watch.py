@@ -19,6 +19,7 @@ class Watch:
 
     Attributes:
         followers: how many of its holders want the tokens and not only the end.
+        readers: how many want the Response object at the end.
         place: the id of the last entry read of its stream.
         gap: tokens are missing before the next entry; the stream waits for SQL.
         due: when SQL is asked, in the event loop's time.
@@ -29,6 +30,7 @@ class Watch:
     tail: Tail = field(default_factory=Tail)
     holders: int = 0
     followers: int = 0
+    readers: int = 0
     place: str = BEGINNING
     gap: bool = False
     hinted: bool = False
@@ -52,6 +54,7 @@ class Watch:
             self.response_id,
             stored=self.tail.stored if followed else None,
             row=followed and self.tail.shown is None,
+            result=followed or self.readers > 0,
         )
 
     def ask_soon(self, now: float) -> None:

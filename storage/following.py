@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from storage.models import OutputChunk, Response
 from storage.responses import TERMINAL
+
+# Built once: while anybody waits they are asked many times a second.
+AMONG = Response.id.in_(bindparam("responses", expanding=True))
+STANDINGS = select(Response.id, Response.started_at, Response.status).where(AMONG)
+ROWS = select(Response).where(AMONG, Response.deleted_at.is_(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +30,7 @@ def standings(session: Session, response_ids: Sequence[str]) -> dict[str, Standi
 
     Ask this before the chunks: what of a response had ended then, is complete in every later answer.
     """
-    rows = session.execute(
-        select(Response.id, Response.started_at, Response.status).where(Response.id.in_(response_ids))
-    )
+    rows = session.execute(STANDINGS, {"responses": list(response_ids)})
     return {
         response_id: Standing(started is not None, status in TERMINAL)
         for response_id, started, status in rows
@@ -49,6 +52,4 @@ def rows(session: Session, response_ids: Sequence[str]) -> list[Response]:
     """Return those of the responses that were not deleted."""
     if not response_ids:
         return []
-    return list(
-        session.scalars(select(Response).where(Response.id.in_(response_ids), Response.deleted_at.is_(None)))
-    )
+    return list(session.scalars(ROWS, {"responses": list(response_ids)}))

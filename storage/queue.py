@@ -66,7 +66,7 @@ JOIN = select(
     .where(is_queued(), Response.project_id == bindparam("project"), Response.tier == bindparam("tier"))
     .scalar_subquery(),
 )
-BEFORE = select(func.count()).select_from(
+BEFORE = select(func.count(), clock.now()).select_from(
     select(Response.id)
     .where(is_queued(), Response.ready, Response.rank < bindparam("rank"))
     .limit(bindparam("counted", type_=Integer))
@@ -81,9 +81,10 @@ def join(session: Session, project_id: str, tier: Tier) -> tuple[float, float]:
     return now + 1 / WEIGHTS[tier], moment
 
 
-def position(session: Session, response: Response) -> int:
-    """Return how many jobs are before this queued one, counted up to `COUNTED`."""
-    return int(session.scalar(BEFORE, {"rank": response.rank, "counted": COUNTED}) or 0)
+def position(session: Session, response: Response) -> tuple[int, float]:
+    """Return how many jobs are before this queued one, counted up to `COUNTED`, and the database's time."""
+    before, moment = session.execute(BEFORE, {"rank": response.rank, "counted": COUNTED}).one()
+    return before, moment
 
 
 def backlog(session: Session) -> Backlog:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Select, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from storage import clock, conversations, homes, ids, metrics, outbox, paging, queue, references, turns
@@ -18,6 +19,10 @@ from storage.database import changed
 from storage.errors import Conflict, NotFound
 from storage.models import Item, Json, OutputChunk, Response
 from storage.turns import OPEN
+
+# Built once.
+ADD = insert(Response.__table__)  # type: ignore[arg-type]
+ADD_ITEM = insert(Item.__table__)  # type: ignore[arg-type]
 
 TERMINAL = ("completed", "incomplete", "failed", "cancelled")
 
@@ -74,34 +79,36 @@ def accept(
                 "Continue from an earlier response instead."
             )
     rank, moment = queue.join(session, project_id, new.tier)
-    response = Response(
-        id=ids.new(PREFIXES[new.kind]),
-        project_id=project_id,
-        kind=new.kind,
-        parent_id=None if parent is None else parent.id,
-        choice=choice,
-        stored=new.stored,
-        conversation_id=new.conversation_id,
-        previous_response_id=new.previous_response_id,
-        turn=turn,
-        tier=new.tier,
-        rank=rank,
-        ready=ready,
-        home=home,
-        shared_at=None if home is None else moment + homes.FRESH_SECONDS,
-        request=new.request,
-        webhook=new.webhook,
-        status="queued",
-        created_at=moment,
-        available_at=moment,
-        expires_at=None if new.expires_in is None else moment + new.expires_in,
-        max_run_seconds=new.max_run_seconds,
-        knocked_at=moment,
-        message_id=ids.new("msg"),
-        seed=new.seed,
-    )
-    session.add(response)
-    session.flush()
+    row: dict[str, Any] = {
+        "id": ids.new(PREFIXES[new.kind]),
+        "project_id": project_id,
+        "kind": new.kind,
+        "parent_id": None if parent is None else parent.id,
+        "choice": choice,
+        "stored": new.stored,
+        "conversation_id": new.conversation_id,
+        "previous_response_id": new.previous_response_id,
+        "turn": turn,
+        "tier": new.tier,
+        "rank": rank,
+        "ready": ready,
+        "home": home,
+        "shared_at": None if home is None else moment + homes.FRESH_SECONDS,
+        "request": new.request,
+        "webhook": new.webhook,
+        "status": "queued",
+        "created_at": moment,
+        "available_at": moment,
+        "expires_at": None if new.expires_in is None else moment + new.expires_in,
+        "max_run_seconds": new.max_run_seconds,
+        "knocked_at": moment,
+        "attempt": 0,
+        "failures": 0,
+        "message_id": ids.new("msg"),
+        "seed": new.seed,
+    }
+    session.execute(ADD, row)
+    response = Response(**row)  # of no session: the unit of work would cost more than the row
     items = [
         {
             "id": ids.new(ids.ITEMS.get(body["type"], "msg")),
@@ -115,7 +122,7 @@ def accept(
         for ordinal, body in enumerate(references.resolve(session, project_id, new.items))
     ]
     if items:
-        session.execute(insert(Item.__table__), items)  # type: ignore[arg-type]
+        session.execute(ADD_ITEM, items)
     if ready:
         outbox.add(session, "generate", response.id)
     metrics.on_commit(session, metrics.ACCEPTED.labels(new.tier).inc)
@@ -132,18 +139,24 @@ def get(
     Raises:
         NotFound: there is none, or it was deleted.
     """
+    response = session.scalar(_one(lock, unstored), {"response": response_id, "project": project_id})
+    if response is None:
+        raise NotFound("response", response_id)
+    return response
+
+
+# Built once: every request asks one of them, and to build it takes longer than to run it.
+@cache
+def _one(lock: bool, unstored: bool) -> Select[Response]:
     query = select(Response).where(
-        Response.id == response_id,
-        Response.project_id == project_id,
+        Response.id == bindparam("response"),
+        Response.project_id == bindparam("project"),
         Response.kind == "response",
         Response.deleted_at.is_(None),
     )
     if not unstored:
         query = query.where(Response.stored)
-    response = session.scalar(query.with_for_update() if lock else query)
-    if response is None:
-        raise NotFound("response", response_id)
-    return response
+    return query.with_for_update() if lock else query
 
 
 def list_page(
@@ -172,20 +185,26 @@ def list_page(
 
 def items(session: Session, response_id: str, *, output: bool) -> list[Item]:
     """Return the response's input items, or its output items, in order."""
-    return list(
-        session.scalars(
-            select(Item)
-            .where(Item.response_id == response_id, Item.is_output.is_(output))
-            .order_by(Item.ordinal)
-        )
-    )
+    return list(session.scalars(_items(output), {"response": response_id}))
+
+
+@cache
+def _items(output: bool) -> Select[Item]:
+    mine = select(Item).where(Item.response_id == bindparam("response"), Item.is_output.is_(output))
+    return mine.order_by(Item.ordinal)
+
+
+OUTPUTS = (
+    select(Item)
+    .where(Item.response_id.in_(bindparam("responses", expanding=True)), Item.is_output)
+    .order_by(Item.ordinal)
+)
 
 
 def outputs(session: Session, response_ids: Sequence[str]) -> dict[str, list[Item]]:
     """Return the output items of several responses, in order, by response id; those without any are left out."""
     found: dict[str, list[Item]] = {}
-    query = select(Item).where(Item.response_id.in_(response_ids), Item.is_output).order_by(Item.ordinal)
-    for item in session.scalars(query):
+    for item in session.scalars(OUTPUTS, {"responses": list(response_ids)}):
         found.setdefault(str(item.response_id), []).append(item)
     return found
 

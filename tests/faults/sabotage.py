@@ -97,7 +97,9 @@ def outbox() -> None:
             for response_id in mine:
                 try:
                     with database.begin() as session:
-                        emit(session, session.scalars(select(Response).where(Response.id == response_id)).one())
+                        emit(
+                            session, session.scalars(select(Response).where(Response.id == response_id)).one()
+                        )
                 except SQLAlchemyError:
                     continue
 

@@ -31,7 +31,7 @@ def accept(session: Session, project_id: str, text: str = "hello", **fields: Any
     new = NewResponse(
         **{"request": request, "items": [message(text)], "seed": 1, "max_run_seconds": 600.0, **fields}
     )
-    return responses.accept(session, project_id, new)
+    return session.get_one(Response, responses.accept(session, project_id, new).id)
 
 
 def salvage_nothing(_session: Session, _response: Response) -> None:

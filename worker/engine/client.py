@@ -103,9 +103,7 @@ class Engine:
                 raise TimeoutError(f"the engine was not ready after {timeout:g} s")
             return self._info
 
-    def submit(
-        self, request: GenerationRequest, take: Callable[[Tokens], None] | None = None
-    ) -> EventStream:
+    def submit(self, request: GenerationRequest, take: Callable[[Tokens], None] | None = None) -> EventStream:
         """Hand a request over. While the process starts, or starts again, the request waits for it. `take`: as
         `EventStream` says.
 

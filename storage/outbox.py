@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Integer, bindparam, delete, insert, select
+from sqlalchemy import Integer, bindparam, delete, event, insert, select
 from sqlalchemy.orm import Session
 
 from storage import clock
@@ -47,9 +47,14 @@ def add(session: Session, queue: Queue, subject: str) -> None:
 
 
 def written(session: Session) -> list[Owed]:
-    """Return what this session has added; of a transaction that was rolled back, it is not owed."""
+    """Return what this session has added and not rolled back."""
     found: list[Owed] = session.info.get(WRITTEN, [])
     return found
+
+
+@event.listens_for(Session, "after_rollback")
+def _forget(session: Session) -> None:
+    session.info.pop(WRITTEN, None)
 
 
 def pending(session: Session, limit: int) -> list[Owed]:

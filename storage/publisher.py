@@ -28,6 +28,8 @@ BATCH = 100
 # A knock at the queue `generate` makes one thread of a worker run jobs until there are none: more knocks than threads
 # wake nobody, and what waits for hours would fill the broker with them.
 MOST_KNOCKS = 512
+# A queue with so many is not looked at again for a moment: workers need longer to take them all.
+FULL_SECONDS = 0.05
 # How often the thread looks for rows that nobody handed to it.
 TICK_SECONDS = 2.0
 
@@ -39,7 +41,8 @@ class Sender:
         self._app = app
         self._held = ExitStack()
         self._producer: Producer | None = None
-        self._room = 0  # knocks that may follow before the queue's length is looked at again
+        self._room = 0  # knocks that may follow before the queue's length is looked at again,
+        self._look = 0.0  # and when that may be (time.monotonic)
 
     def send(self, queue: str, subject: str) -> None:
         """Tell `queue` about `subject`, unless enough knocks lie there; raises BrokerUnavailable or RedisError."""
@@ -48,8 +51,9 @@ class Sender:
                 connection = self._held.enter_context(self._app.connection_for_write())
                 self._producer = self._app.amqp.Producer(connection, auto_declare=False)
             if queue == "generate":
-                if self._room <= 0:
+                if self._room <= 0 and time.monotonic() >= self._look:
                     self._room = MOST_KNOCKS - self._producer.channel.queue_declare(queue).message_count
+                    self._look = time.monotonic() + FULL_SECONDS if self._room <= 0 else 0.0
                 if self._room <= 0:
                     return
                 self._room -= 1

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from storage import broker, outbox, publisher
 from storage.database import Database
-from tests.faults.servers import Broker
+from tests.faults.servers import Broker, until
 
 
 @pytest.fixture
@@ -61,6 +61,7 @@ def test_knocks_are_bounded_and_webhooks_are_not(
 ) -> None:
     """A knock makes a thread run jobs until there are none: as many as there are threads wake all of them."""
     monkeypatch.setattr(publisher, "MOST_KNOCKS", 10)
+    monkeypatch.setattr(publisher, "FULL_SECONDS", 0.0)
     with closing(publisher.Sender(app)) as sender:
         owe(database, "generate", 25)
         owe(database, "webhooks", 25)
@@ -70,6 +71,40 @@ def test_knocks_are_bounded_and_webhooks_are_not(
         owe(database, "generate", 25)
         publisher.drain(database, sender)
     assert (redis.llen("generate"), left(database)) == (10, 0)
+
+
+def test_a_full_queue_is_not_asked_for_its_length_by_every_knock(
+    database: Database, app: Celery, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "MOST_KNOCKS", 10)
+    monkeypatch.setattr(publisher, "FULL_SECONDS", 600.0)
+    with closing(publisher.Sender(app)) as sender:
+        owe(database, "generate", 11)
+        publisher.drain(database, sender)
+        asked = redis.info("commandstats")["cmdstat_llen"]["calls"]
+        owe(database, "generate", 50)
+        publisher.drain(database, sender)
+        assert redis.info("commandstats")["cmdstat_llen"]["calls"] == asked
+    assert (redis.llen("generate"), left(database)) == (10, 0)
+
+
+def test_what_a_process_commits_is_sent_without_a_look_at_the_table(
+    database: Database, app: Celery, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "pending", lambda _session, _limit: [])
+    sending = publisher.Publisher(database, app)
+    sending.start()
+    try:
+        with database.begin() as session:
+            outbox.add(session, "webhooks", "undone")
+            session.rollback()
+        owe(database, "webhooks", 3)
+        until("the messages", lambda: redis.llen("webhooks") == 3, 10)
+    finally:
+        sending.stop()
+    assert redis.llen("webhooks") == 3
+    monkeypatch.undo()
+    assert left(database) == 0
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -74,6 +74,7 @@ def sampling(body: Completing, settings: ApiSettings) -> Json:
         "model": settings.model_name,
         "instructions": None,
         "background": False,
+        "followed": bool(body.stream),
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": body.top_k,

@@ -159,6 +159,7 @@ def _request(body: CreateResponse, settings: ApiSettings) -> Json:
         "model": settings.model_name,
         "instructions": body.instructions,
         "background": bool(body.background),
+        "followed": bool(body.stream or body.background),
         "store": body.store is not False,
         "metadata": body.metadata or {},
         "max_output_tokens": body.max_output_tokens,

@@ -1,8 +1,8 @@
 """One job in a worker: claim, render, submit, stream, finish. `Attempt.run` reads as its story.
 
-The answer's tokens go two ways while it runs: to the live tail in Redis at once, in the engine's thread, and to SQL
-at each checkpoint, which renews the lease in the same transaction. An attempt that follows another goes on behind the
-longer of the two, so that nothing a caller has seen is taken back.
+The answer's tokens go two ways while it runs: to the live tail in Redis at once, in the engine's thread, where the
+caller streams or may come to; and to SQL at each checkpoint, which renews the lease in the same transaction. An attempt
+that follows another goes on behind the longer of the two, so that nothing a caller has seen is taken back.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from worker.runtime import Generator, Runtime
 log = structlog.get_logger(__name__)
 
 # How long a thread waits for an event before it looks at the clock, the lease and the drain again.
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 # Of all answers of a worker together: with many of them each is stored a little less often.
-CHECKPOINTS_A_SECOND = 16
+CHECKPOINTS_A_SECOND = 8
 # An engine that dies under an answer is given it once more; after that the attempt counts as lost.
 ENGINE_DEATHS = 2
 
@@ -160,6 +160,11 @@ class Attempt:
         """The engine's name for this attempt; a new one after each death of the engine."""
         return f"{self.response.id}/{self.response.attempt}/{self.deaths}"
 
+    @property
+    def followed(self) -> bool:
+        """Whether anybody may read the answer while it grows; else its live tail has only its beginning and end."""
+        return bool(self.response.request.get("followed", True))  # older versions did not say
+
     def run(self) -> None:
         """Bring the answer to its end, or raise why that is for another attempt to do."""
         items = self._load()
@@ -204,6 +209,7 @@ class Attempt:
                         deadline=self.deadline,
                         cache_salt=self.response.project_id,
                         grammar=answer_format.grammar(request),
+                        followed=self.followed,
                     )
                 )
                 break
@@ -253,7 +259,7 @@ class Attempt:
         Its writer may have died with tokens that only SQL has, or Redis has lost what it had.
         """
         begin = live.end if live.first_index == 0 else 0
-        if begin < len(self.answer):
+        if self.followed and begin < len(self.answer):
             self.generator.tail.add(self.response.id, self.response.attempt, self.answer.since(begin))
 
     def _fence(self) -> Chunk:
@@ -302,7 +308,8 @@ class Attempt:
             logprobs = scores.entries(event.token_ids, event.logprobs, self.generator.tokenizer)
         chunk = Chunk(event.index, event.token_ids, event.pieces, logprobs=logprobs)
         self.answer.take(chunk)
-        self.generator.tail.add(self.response.id, self.response.attempt, chunk)
+        if self.followed:
+            self.generator.tail.add(self.response.id, self.response.attempt, chunk)
 
     def ask_to_cancel(self) -> None:
         """Have the next checkpoint, which learns of a cancellation, made now. May be called by any thread."""

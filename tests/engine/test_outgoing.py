@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engine.outgoing import WINDOW_SECONDS, Outgoing
+from tests.engine.answers import ask
+from worker.engine.outgoing import QUIET_WINDOW_SECONDS, WINDOW_SECONDS, Outgoing
 from worker.engine.request import Event, Failed, Finished, TokenLogprobs, Tokens
 
 # A step: how long it took in milliseconds, and for each request whether it has a token (1), ends (2), or waits (0).
@@ -69,6 +72,21 @@ def test_tokens_go_when_their_time_is_over_although_no_new_ones_come() -> None:
     assert line.step(WINDOW_SECONDS) == [token("a", 1)]
     assert line.step(WINDOW_SECONDS) == []
     assert all(line.messages), "an empty message wakes the worker for nothing"
+
+
+def test_tokens_that_nobody_follows_wait_longer_than_those_of_others() -> None:
+    line = Line()
+    line.outgoing.expect(replace(ask(), request_id="a", followed=False))
+    line.outgoing.expect(replace(ask(), request_id="b"))
+    assert line.step(0.001, token("a", 0), token("b", 0)) == [token("a", 0), token("b", 0)]
+    line.step(0.001, token("a", 1), token("b", 1))
+    assert line.step(WINDOW_SECONDS) == [token("b", 1)]
+    assert line.step(QUIET_WINDOW_SECONDS) == [token("a", 1)]
+    line.step(0.001, token("a", 2))
+    assert line.step(0.001, finished("a")) == [token("a", 2), finished("a")]
+    # Another request of that name, as after a new attempt, is followed again.
+    line.step(0.001, token("a", 0), token("a", 1))
+    assert line.step(WINDOW_SECONDS) == [token("a", 1)]
 
 
 @given(STEPS)

@@ -91,7 +91,7 @@ def main() -> NoReturn:
     outgoing = Outgoing(pipe.send)
     while True:
         pulse.mark(core.stats)
-        _obey(commands, core)
+        _obey(commands, core, outgoing)
         outgoing.put(core.step())
 
 
@@ -113,7 +113,7 @@ def _load(config: EngineConfig, pipe: Pipe) -> "EngineCore":
     sys.exit(1)
 
 
-def _obey(commands: SimpleQueue[ToEngine], core: "EngineCore") -> None:
+def _obey(commands: SimpleQueue[ToEngine], core: "EngineCore", outgoing: Outgoing) -> None:
     """Take all commands that have come; with nothing to do, wait a moment for one."""
     while True:
         try:
@@ -122,6 +122,7 @@ def _obey(commands: SimpleQueue[ToEngine], core: "EngineCore") -> None:
             return
         match command:
             case GenerationRequest():
+                outgoing.expect(command)
                 core.submit(command)
             case Cancel(request_id):
                 core.cancel(request_id)

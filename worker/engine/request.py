@@ -100,6 +100,8 @@ class GenerationRequest:
 
     `grammar` is what the answer must look like, in llguidance's form of Lark; it then ends where the grammar does, or
     where the model ends it and the grammar allows that.
+
+    Tokens of an answer that is not `followed` are told a little later, several at a time.
     """
 
     request_id: str
@@ -109,6 +111,7 @@ class GenerationRequest:
     deadline: float | None  # time.monotonic, which the processes of a machine share; None: no limit
     cache_salt: str = ""
     grammar: str | None = None
+    followed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

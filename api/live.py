@@ -1,10 +1,10 @@
 """Follows the running answers that requests of this process wait for or stream: one reader for all of them.
 
-A single Redis connection reads the streams of all watched responses (`storage.stream`). It brings tokens within
-milliseconds, and the end marker, which is a hint to ask SQL. SQL is asked for many responses in one go: for a new
-reader, after a hint, where the stream has a gap, every second while Redis is away, and now and then while it is
-not, because Redis may forget at any moment. What was learned of an answer is kept once (`api.tails`), however many
-read it and however slow they are.
+A single Redis connection reads the streams of all responses that are followed (`storage.stream`), which brings tokens
+within milliseconds; another hears which responses have ended (`api.ends`), a hint to ask SQL. SQL is asked for many
+responses in one go: for a new reader, after a hint, where the stream has a gap, every second while Redis is away, and
+now and then while it is not, because Redis may forget at any moment. What was learned of an answer is kept once
+(`api.tails`), however many read it and however slow they are.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from api import known
+from api.ends import Ends
 from api.known import News, Question
 from api.watch import SOON_SECONDS, Watch
 from storage import stream
@@ -59,6 +60,7 @@ class Live:
 
     def __init__(self, redis_url: str, database: Database) -> None:
         self._redis_url = redis_url
+        self._ends = Ends(redis_url)
         self._database = database
         self._watches: dict[str, Watch] = {}
         self._read_more = asyncio.Event()  # there may be a stream to read
@@ -72,7 +74,8 @@ class Live:
     def start(self) -> None:
         """Begin to watch."""
         self._loop = asyncio.get_running_loop()
-        self._tasks = [asyncio.create_task(_for_ever(each)) for each in (self._follow_redis, self._ask_sql)]
+        loops = (self._follow_redis, self._hear_ends, self._ask_sql)
+        self._tasks = [asyncio.create_task(_for_ever(each)) for each in loops]
 
     def close_soon(self) -> None:
         """End all waiting, now and from now on. May be called from a signal handler or another thread."""
@@ -105,7 +108,7 @@ class Live:
             Stopping: the process is asked to stop.
         """
         with self._held(response_id) as watch:
-            if watch.holders == 1:
+            if watch.holders == 1 and not watch.hinted:
                 watch.due = self._now() + POLL_SECONDS
             watch.readers += 1
             try:
@@ -138,7 +141,7 @@ class Live:
     def _held(self, response_id: str) -> Iterator[Watch]:
         watch = self._watches.get(response_id)
         if watch is None:
-            watch = self._watches[response_id] = Watch(response_id)
+            watch = self._watches[response_id] = Watch(response_id, hinted=self._ends.lately(response_id))
         watch.holders += 1
         self._wake()
         try:
@@ -171,7 +174,11 @@ class Live:
         )
         async with redis:
             while True:
-                readable = {stream.key(watch.response_id): watch for watch in self._open() if not watch.gap}
+                readable = {
+                    stream.key(watch.response_id): watch
+                    for watch in self._open()
+                    if watch.followers and not watch.gap
+                }
                 if not readable:
                     self._read_more.clear()
                     await self._read_more.wait()
@@ -204,7 +211,7 @@ class Live:
                 watch.hinted, watch.due = True, 0.0
             else:
                 watch.tail.started = True
-            if watch.followers and "first" in fields:
+            if "first" in fields:
                 watch.gap = not watch.tail.take(
                     int(fields["first"]),
                     json.loads(fields["pieces"]),
@@ -213,12 +220,29 @@ class Live:
             if watch.gap:
                 break
             watch.place = entry_id
-        if not watch.followers and not watch.hinted:
-            # Past all tokens of this attempt: the next entry is its end or belongs to a later attempt.
-            watch.place = f"{watch.place.partition('-')[0]}-{stream.END_POSITION - 1}"
         if watch.gap:
             watch.ask_soon(self._now())
         self._ask_more.set()
+
+    async def _hear_ends(self) -> None:
+        while True:
+            try:
+                await self._ends.listen(self._listening, self._heard)
+            except (RedisError, OSError) as trouble:
+                self._redis_is_back(False, str(trouble))
+                await asyncio.sleep(POLL_SECONDS)
+
+    def _listening(self) -> None:
+        self._redis_is_back(True)
+        for watch in self._open():  # its end may have been told meanwhile
+            watch.ask_soon(self._now())
+        self._ask_more.set()
+
+    def _heard(self, response_id: str) -> None:
+        watch = self._watches.get(response_id)
+        if watch is not None:
+            watch.hinted, watch.due = True, 0.0
+            self._ask_more.set()
 
     async def _ask_sql(self) -> None:
         while True:

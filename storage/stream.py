@@ -1,4 +1,4 @@
-"""The live tail of every running answer: one Redis Stream a response.
+"""The live tail of every answer that somebody may follow: one Redis Stream a response, and word of each end.
 
 Entry ids are `attempt-position`, chosen by us. A stream accepts only growing ids, so the server itself refuses
 an entry of an attempt that another has followed. An entry holds tokens and their text from one position on;
@@ -24,6 +24,8 @@ from storage.scores import Entry
 # Long enough for every job there may be; the key of a finished one goes sooner.
 LIFETIME_SECONDS = 24 * 3600
 FINISHED_LIFETIME_SECONDS = 600
+# The channel on which the id of each response that has ended is told: a hint to ask SQL.
+ENDED = "qwenq:ended"
 # Behind every position an answer can have: the id of the entry that says "it has ended".
 END_POSITION = 2**32
 
@@ -72,10 +74,13 @@ def seal(redis: Redis, response_id: str, attempt: int) -> LiveTail:
 
 
 def append(
-    redis: Redis, entries: Iterable[tuple[str, int, Chunk]], ended: Iterable[tuple[str, int]] = ()
+    redis: Redis,
+    entries: Iterable[tuple[str, int, Chunk]],
+    ended: Iterable[tuple[str, int]] = (),
+    untailed: Iterable[str] = (),
 ) -> list[str]:
     """Add chunks of several answers, `(response_id, attempt, chunk)`, in one round trip, and behind them mark the
-    answers as `ended` that are, as `end` does.
+    answers as `ended` that are, as `end` does; of `untailed` ones, which have no stream, the end is told alone.
 
     Returns:
         the ids of the responses whose stream refused the entry because the attempt is stale.
@@ -94,6 +99,8 @@ def append(
         pipe.xadd(key(response_id), fields, id=f"{attempt}-{chunk.end}")  # type: ignore[arg-type]
     for response_id, attempt in ended:
         _end(pipe, response_id, attempt)
+    for response_id in untailed:
+        pipe.publish(ENDED, response_id)
     results = pipe.execute(raise_on_error=False)
     refused = [isinstance(result, ResponseError) and _is_stale(result) for result in results]
     for result, stale in zip(results, refused, strict=True):
@@ -103,7 +110,7 @@ def append(
 
 
 def end(redis: Redis, response_id: str, attempt: int) -> None:
-    """Mark the answer as ended, for readers that wait. SQL holds what the end was."""
+    """Mark the answer as ended and tell it to whoever waits. SQL holds what the end was."""
     append(redis, (), [(response_id, attempt)])  # refused where it was told already
 
 
@@ -166,6 +173,7 @@ def _add(redis: Redis, response_id: str, entry_id: str, fields: dict[str, str], 
 def _end(pipe: Pipeline, response_id: str, attempt: int) -> None:
     pipe.xadd(key(response_id), {"end": "1"}, id=f"{attempt}-{END_POSITION}")
     pipe.expire(key(response_id), FINISHED_LIFETIME_SECONDS)
+    pipe.publish(ENDED, response_id)
 
 
 def _packed(values: Sequence[object]) -> str:

@@ -162,7 +162,7 @@ class Attempt:
 
     @property
     def followed(self) -> bool:
-        """Whether anybody may read the answer while it grows; else its live tail has only its beginning and end."""
+        """Whether anybody may read the answer while it grows; else it has no live tail."""
         return bool(self.response.request.get("followed", True))  # older versions did not say
 
     def run(self) -> None:
@@ -234,7 +234,7 @@ class Attempt:
         except (LeaseLost, OperationalError):
             return  # another has it, or the sweeper will see to it
         if ended:
-            self.generator.tail.end(self.response.id, self.response.attempt)
+            self.generator.tail.end(self.response.id, self.response.attempt, tailed=self.followed)
             self.abandoned = False
 
     def _load(self) -> list[history.Said] | None:
@@ -264,6 +264,8 @@ class Attempt:
 
     def _fence(self) -> Chunk:
         nothing = Chunk(0, [], [])
+        if not self.followed:
+            return nothing
         try:
             stream.fence(self.runtime.redis, self.response.id, self.response.attempt)
             if self.response.attempt == 1:
@@ -385,7 +387,7 @@ class Attempt:
 
     def _ended(self, reason: str, output_tokens: int) -> None:
         self.abandoned = False
-        self.generator.tail.end(self.response.id, self.response.attempt)
+        self.generator.tail.end(self.response.id, self.response.attempt, tailed=self.followed)
         log.info("ended", reason=reason, output_tokens=output_tokens)
 
 

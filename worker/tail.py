@@ -31,6 +31,7 @@ class TailWriter:
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, int], Chunk] = {}
         self._ended: set[tuple[str, int]] = set()
+        self._untailed: set[str] = set()
         self._wake = threading.Event()
         self._hurry = threading.Event()  # an end is not kept waiting: callers wait for it
         self._stopping = threading.Event()
@@ -49,10 +50,13 @@ class TailWriter:
             self._pending[response_id, attempt] = chunk
         self._wake.set()
 
-    def end(self, response_id: str, attempt: int) -> None:
-        """Mark the answer as ended behind what is still to be written of it."""
+    def end(self, response_id: str, attempt: int, *, tailed: bool = True) -> None:
+        """Mark the answer as ended behind what is still to be written of it, or tell the end of one without a tail."""
         with self._lock:
-            self._ended.add((response_id, attempt))
+            if tailed:
+                self._ended.add((response_id, attempt))
+            else:
+                self._untailed.add(response_id)
         self._hurry.set()
         self._wake.set()
 
@@ -78,11 +82,13 @@ class TailWriter:
         with self._lock:
             pending, self._pending = self._pending, {}
             ended, self._ended = self._ended, set()
+            untailed, self._untailed = self._untailed, set()
         try:
             stale = stream.append(
                 self._redis,
                 [(response_id, attempt, chunk) for (response_id, attempt), chunk in pending.items()],
                 ended,
+                untailed,
             )
             if stale:  # its worker learns of it at its next checkpoint
                 log.info("live events of a stale attempt refused", response_ids=stale)

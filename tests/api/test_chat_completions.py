@@ -154,6 +154,7 @@ def test_what_the_worker_reads(
         "model": settings.model_name,
         "instructions": None,
         "background": False,
+        "followed": False,
         "store": False,
         "metadata": {},
         "max_output_tokens": 9,

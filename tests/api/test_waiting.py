@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
@@ -147,3 +148,43 @@ def test_at_sigterm_waiting_calls_end_and_say_try_again(
     assert refused.value.response.headers["retry-after"] == "1"
     assert time.monotonic() - started < 5
     assert sorted(row.status for row in submitted(database)) == ["cancelled", "queued"]
+
+
+def test_only_calls_that_somebody_may_follow_are_written_live(
+    client: OpenAI, worker: FakeWorker, database: Database
+) -> None:
+    """The worker keeps a live tail of those, and of no others."""
+    with worker.at_work("a"):
+        client.responses.create(model="default", input="waits for all of it")
+        client.responses.create(model="default", input="comes back", background=True)
+        for _ in client.responses.create(model="default", input="streams", stream=True):
+            pass
+        client.chat.completions.create(model="default", messages=[{"role": "user", "content": "waits"}])
+        for _ in client.chat.completions.create(
+            model="default", messages=[{"role": "user", "content": "streams"}], stream=True
+        ):
+            pass
+    followed = [job.request["followed"] for job in submitted(database)]
+    assert followed == [False, True, True, False, True]
+
+
+def test_an_end_that_was_told_before_anybody_waited_is_not_waited_for(
+    client: OpenAI, worker: FakeWorker, database: Database, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.live.POLL_SECONDS", 600)  # nothing but the hint makes it ask
+    wait = served.services.live.result
+    ended = threading.Event()
+
+    async def late(response_id: str) -> object:
+        await asyncio.to_thread(ended.wait)
+        while not served.services.live._ends.lately(response_id):
+            await asyncio.sleep(0.001)
+        return await wait(response_id)
+
+    monkeypatch.setattr(served.services.live, "result", late)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.responses.create, model="default", input="a")
+        until(lambda: submitted(database))
+        worker.answer("Quick.")
+        ended.set()
+        assert call.result(timeout=10).output_text == "Quick."

@@ -1,0 +1,62 @@
+"""Hears from Redis which responses have ended: one subscription for all that requests of this process wait for.
+
+What is heard is a hint to ask SQL. Nothing is repeated to whoever did not listen, so after each new subscription SQL is
+asked about everything, and now and then anyway (`api.live`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from storage import stream
+
+LISTEN_SECONDS = 5.0
+# A job may end before the request that made it has begun to wait.
+REMEMBERED = 4096
+
+
+class Ends:
+    """The subscription, and the ends that were heard last."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis_url = redis_url
+        self._lately: dict[str, None] = {}  # in the order in which they were heard
+
+    def lately(self, response_id: str) -> bool:
+        """Return whether it is among the last that were heard of."""
+        return response_id in self._lately
+
+    async def listen(self, listening: Callable[[], None], heard: Callable[[str], None]) -> None:
+        """Call `listening` once the subscription stands, then `heard` with each id, until Redis fails.
+
+        Raises:
+            redis.exceptions.RedisError, OSError: it has.
+        """
+        redis = Redis.from_url(
+            self._redis_url,
+            socket_connect_timeout=2,
+            health_check_interval=int(LISTEN_SECONDS),
+            protocol=2,
+            decode_responses=True,
+            retry=Retry(NoBackoff(), 0),  # whoever calls this asks SQL instead, and tries again
+        )
+        async with redis, redis.pubsub() as subscription:
+            await subscription.subscribe(stream.ENDED)
+            while True:
+                message = await subscription.get_message(timeout=LISTEN_SECONDS)
+                if message is None:
+                    continue
+                if message["type"] == "subscribe":
+                    listening()
+                elif message["type"] == "message":
+                    self._remember(message["data"])
+                    heard(message["data"])
+
+    def _remember(self, response_id: str) -> None:
+        self._lately[response_id] = None
+        if len(self._lately) > REMEMBERED:
+            del self._lately[next(iter(self._lately))]

@@ -20,7 +20,9 @@ def make_app(redis_url: str) -> Celery:
     """Return a Celery app on this broker. It connects lazily."""
     app = Celery("qwenq", broker=redis_url)
     app.conf.update(
-        task_queues=[Queue("generate"), Queue("webhooks"), Queue(MAINTENANCE_QUEUE)],
+        # A message that is lost with whoever took it is repeated by the sweeper. Kombu's own record of such messages,
+        # two transactions each, would take a worker more time than the rest of a message.
+        task_queues=[Queue(name, no_ack=True) for name in ("generate", "webhooks", MAINTENANCE_QUEUE)],
         task_default_queue="generate",
         task_create_missing_queues=False,
         # No results: the truth is in SQL, and Redis result keys are known to pile up.
@@ -44,9 +46,6 @@ def make_app(redis_url: str) -> Celery:
             "socket_connect_timeout": 2,
             "socket_keepalive": True,
             "health_check_interval": 10,
-            # What a killed consumer had taken but not started comes back after this; a knock lost that way is
-            # repeated by the sweeper sooner, so the value only has to exceed a thread's wait for a slot.
-            "visibility_timeout": 3600,
         },
         timezone="UTC",
         worker_send_task_events=False,

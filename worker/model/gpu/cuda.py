@@ -7,6 +7,7 @@ overlap with the one before them, clusters of blocks, more than 48 KB of shared 
 import ctypes
 import functools
 import importlib.util
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -78,13 +79,24 @@ class Kernel(NamedTuple):
         _check(_driver().cuLaunchKernelEx(ctypes.byref(config), self.function, pointers, None))
 
 
-def compiled(source: Path, names: Iterable[str], capability: tuple[int, int]) -> tuple[bytes, list[str]]:
-    """(cubin, the mangled names) of template instances such as "kernel<1, true>" for a compute capability."""
+def compiled(
+    source: Path, names: Iterable[str], capability: tuple[int, int], *, exactly: bool = False
+) -> tuple[bytes, list[str]]:
+    """(cubin, the mangled names) of template instances such as "kernel<1, true>" for a compute capability.
+
+    The source may include what lies beside it. `exactly`: it uses what only this capability has.
+    """
     nvrtc, program, expressions = _nvrtc(), ctypes.c_void_p(), [name.encode() for name in names]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None)
     for expression in expressions:
         nvrtc.nvrtcAddNameExpression(program, expression)
-    options = [b"--gpu-architecture=sm_%d%d" % capability, b"--std=c++17", b"--use_fast_math"]
+    architecture = b"--gpu-architecture=sm_%d%d" % capability + (b"a" if exactly else b"")
+    options = [
+        architecture,
+        b"--std=c++17",
+        b"--use_fast_math",
+        b"--include-path=" + os.fsencode(source.parent),
+    ]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     if failed:
@@ -103,11 +115,13 @@ def compiled(source: Path, names: Iterable[str], capability: tuple[int, int]) ->
     return cubin.raw, mangled
 
 
-def load(source: Path, names: Sequence[str], device: torch.device) -> dict[str, Kernel]:
-    """Compile template instances and load them onto a device."""
+def load(
+    source: Path, names: Sequence[str], device: torch.device, *, exactly: bool = False
+) -> dict[str, Kernel]:
+    """Compile template instances and load them onto a device. `exactly` as in `compiled`."""
     with torch.cuda.device(device):
         torch.zeros(1, device=device)  # torch makes its context this thread's own when it is needed
-        cubin, mangled = compiled(source, names, torch.cuda.get_device_capability(device))
+        cubin, mangled = compiled(source, names, torch.cuda.get_device_capability(device), exactly=exactly)
         module, kernels = ctypes.c_void_p(), dict[str, Kernel]()
         _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin))
         for name, symbol in zip(names, mangled, strict=True):

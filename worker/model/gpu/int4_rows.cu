@@ -1,39 +1,13 @@
 // Few rows times int4 weights on tensor cores: norm, bias, SiLU and residual included. Compiled by `cuda.py`, for sm_90.
 //
-// The packing is that of `linear.py`: word j of an output has inputs 8j to 8j + 7, pair p of them in nibbles p and p + 4.
 // A tile is 16 outputs, the M side of mma.m16n8k16; 8 rows of x are its N side. A warp multiplies whole groups of 128
 // inputs: lane (g, c), g = lane / 4, c = lane % 4, reads 32 inputs from 32c on, of outputs g and g + 8 and of row g of x,
 // 16 bytes at a time. Which input stands at which k of the mma is free as long as both sides agree, so nothing is
 // rearranged. The warps of a block, and the blocks of a cluster, divide the groups; their sums are added at the end, in
 // one order.
 
-typedef unsigned short half_bits;
+#include "int4.cuh"
 
-__device__ __forceinline__ float low(unsigned v) {
-  float f;
-  asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(f) : "r"(v));
-  return f;
-}
-__device__ __forceinline__ float high(unsigned v) {
-  float f;
-  asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(f) : "r"(v));
-  return f;
-}
-__device__ __forceinline__ float to_float(half_bits v) {
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
-  return f;
-}
-__device__ __forceinline__ half_bits to_half(float f) {
-  half_bits v;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(v) : "f"(f));
-  return v;
-}
-__device__ __forceinline__ unsigned product(unsigned a, unsigned b) {
-  unsigned r;
-  asm("mul.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
 // Weights are read once: they need no place in L1.
 __device__ __forceinline__ uint4 stream(const uint4* at) {
   uint4 v;
@@ -41,37 +15,12 @@ __device__ __forceinline__ uint4 stream(const uint4* at) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
   return v;
 }
-template <unsigned MASK>
-__device__ __forceinline__ unsigned codes(unsigned w) {  // 1024 + code, or 1024 + 16 * code, in both halves
-  unsigned r;
-  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(w), "n"(MASK), "n"(0x64006400));
-  return r;
-}
-__device__ __forceinline__ unsigned scaled(unsigned a, unsigned b, unsigned c) {
-  unsigned r;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-  return r;
-}
-// The four pairs of a word, code - 8, exactly.
-__device__ __forceinline__ void unpack(unsigned w, unsigned* pairs) {
-  const unsigned one = 0x3C003C00, sixteenth = 0x2C002C00;   // 1, 1/16
-  const unsigned first = 0xE408E408, second = 0xD480D480;    // -1032, -72
-  const unsigned later = w >> 8;
-  pairs[0] = scaled(codes<0x000F000F>(w), one, first);
-  pairs[1] = scaled(codes<0x00F000F0>(w), sixteenth, second);
-  pairs[2] = scaled(codes<0x000F000F>(later), one, first);
-  pairs[3] = scaled(codes<0x00F000F0>(later), sixteenth, second);
-}
 __device__ __forceinline__ void multiply(float* d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
                                          unsigned b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ unsigned word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-__device__ __forceinline__ void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
 }
 __device__ __forceinline__ float of_neighbour(const float* mine, unsigned rank) {
   unsigned there;
@@ -81,8 +30,6 @@ __device__ __forceinline__ float of_neighbour(const float* mine, unsigned rank) 
   asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(f) : "r"(there) : "memory");
   return f;
 }
-
-enum { PLAIN = 0, SILU = 1, ADD = 2 };
 
 // What the launch before this one writes has no __restrict__: it would be read through the cache for constants, which
 // keeps what it has while a kernel runs, and this one begins before the other ends.

@@ -5,9 +5,11 @@
 Times are of CUDA graph replays over many sets of weights or caches, 200 MB and more together, so that nothing is found
 in the chip's cache. A product stands beside its error against fp32, of random weights of Qwen-1.8B's shapes, and beside
 cuBLAS on the same weights in 16 bits, which does neither norm nor SiLU nor residual. With --search all of CANDIDATES
-are tried, of which `worker.model.gpu.rows.TILES` has the fastest.
+are tried, of which `worker.model.gpu.rows.TILES` and `worker.model.gpu.wgmma.TILES` have the fastest: of the latter in
+a chain of all four, since there a launch begins beside the one before it.
 """
 
+import itertools
 import statistics
 from collections.abc import Callable
 from typing import Annotated
@@ -16,14 +18,17 @@ import limits
 import torch
 import torch.nn.functional as F
 import typer
+from torch import Tensor
 
 from worker.engine.gpu.attention import TritonPaged
 from worker.engine.gpu.cuda_attention import CudaPaged
 from worker.engine.kv_cache import KVCache
 from worker.model.config import QwenConfig
-from worker.model.gpu import support
+from worker.model.gpu import cuda, support, wgmma
 from worker.model.gpu.linear import GpuLinear
-from worker.model.gpu.rows import MOST, TILES, Int4Rows, Role, Stream, Tile
+from worker.model.gpu.plan import Role, Tile
+from worker.model.gpu.rows import Int4Rows, RowsTile, Stream, tilings_for
+from worker.model.gpu.wgmma import WgmmaTile
 from worker.model.rope import rotation
 
 SHAPES: dict[Role, tuple[int, int]] = {
@@ -35,17 +40,19 @@ SHAPES: dict[Role, tuple[int, int]] = {
 _WIDE = [(1, 8, 2), (1, 4, 4), (1, 16, 1), (2, 8, 2), (2, 8, 1), (2, 16, 1), (2, 4, 2), (2, 4, 1), (3, 16, 1)]
 _WIDE += [(3, 8, 1), (3, 6, 1), (3, 4, 1), (4, 8, 1), (6, 8, 1)]
 CANDIDATES: dict[Role, list[Tile]] = {
-    "c_attn": [Tile(*one, 1) for one in _WIDE],
-    "attn_c_proj": [Tile(1, 16, 1, 1), Tile(1, 8, 2, 1), Tile(2, 8, 1, 2), Tile(4, 4, 1, 4)],
-    "gate_up": [Tile(*one, 1) for one in _WIDE],
+    "c_attn": [RowsTile(*one, 1) for one in _WIDE],
+    "attn_c_proj": [RowsTile(1, 16, 1, 1), RowsTile(1, 8, 2, 1), RowsTile(2, 8, 1, 2), RowsTile(4, 4, 1, 4)],
+    "gate_up": [RowsTile(*one, 1) for one in _WIDE],
     "mlp_c_proj": [
-        Tile(1, 22, 2, 1),
-        Tile(1, 15, 3, 1),
-        Tile(1, 11, 4, 1),
-        Tile(2, 11, 2, 2),
-        Tile(2, 8, 1, 2),
+        RowsTile(1, 22, 2, 1),
+        RowsTile(1, 15, 3, 1),
+        RowsTile(1, 11, 4, 1),
+        RowsTile(2, 11, 2, 2),
+        RowsTile(2, 8, 1, 2),
     ],
 }
+_LIMITS = {16: 96, 32: 104, 48: 104, 64: 128}  # registers
+_CLUSTERS = {"c_attn": (2, 4), "attn_c_proj": (4, 8), "gate_up": (2, 4), "mlp_c_proj": (4, 5, 6, 8)}
 CONFIG = QwenConfig(
     model_type="qwen",
     hidden_size=2048,
@@ -77,46 +84,87 @@ def microseconds(launch: Callable[[], object], calls: int) -> float:
     return statistics.median(times[1:])
 
 
-def products(role: Role, rows: int, bandwidth: float, *, search: bool) -> float:
-    """One kind of product with everything that is fused into it; microseconds of the tile in use."""
+def candidates(role: Role, most: int, used: Tile) -> list[Tile]:
+    """For up to `most` rows, of the kernel that serves them; the tile in use is the first."""
+    if not isinstance(used, WgmmaTile):
+        return [used, *CANDIDATES[role]]
+    cuts = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (2, 3)]
+    turns = [(1, 99), (2, 99), (3, 99), (1, 4), (1, 3), (2, 3)]
+    every = itertools.product(cuts, turns, _CLUSTERS[role])
+    return [used, *(WgmmaTile(*cut, *turn, cluster, _LIMITS[most]) for cut, turn, cluster in every)]
+
+
+def layer_of(role: Role) -> GpuLinear:
+    """Random weights."""
     inputs, outputs = SHAPES[role]
-    sets = []
-    for _ in range(int(200e6 // (inputs * outputs / 2)) + 1):
-        words = torch.randint(-(2**31), 2**31, (outputs, inputs // 8), device=DEVICE, dtype=torch.int32)
-        scales = (0.001 + 0.004 * torch.rand(outputs, inputs // 128, device=DEVICE)).half()
-        sets.append(GpuLinear(words, scales, None, inputs, 128))
+    words = torch.randint(-(2**31), 2**31, (outputs, inputs // 8), device=DEVICE, dtype=torch.int32)
+    scales = (0.001 + 0.004 * torch.rand(outputs, inputs // 128, device=DEVICE)).half()
+    return GpuLinear(words, scales, None, inputs, 128)
+
+
+def products(role: Role, rows: int, bandwidth: float, *, search: bool) -> None:
+    """One kind of product with everything that is fused into it."""
+    inputs, outputs = SHAPES[role]
+    sets = [layer_of(role) for _ in range(int(200e6 // (inputs * outputs / 2)) + 1)]
     exact, x = sets[0].dense().float().T, torch.randn(rows, inputs, device=DEVICE).half()
     hidden, gamma = torch.randn(rows, 2048, device=DEVICE), torch.rand(2048, device=DEVICE) + 0.5
-    stream = Stream(hidden, (hidden * gamma / 16).half(), hidden.square().view(rows, -1, 16).sum(2))
+    squares, scaled = hidden.square().view(rows, -1, 16).sum(2), (hidden * gamma / 16).half()
     before, normed = hidden.clone(), role in ("c_attn", "gate_up")
     right = (F.rms_norm(hidden, (inputs,), gamma, 1e-6) if normed else x.float()) @ exact
     right = F.silu(right[:, 0::2]) * right[:, 1::2] if role == "gate_up" else right
     out = torch.zeros_like(right, dtype=torch.float16)
 
-    def run(kernels: Int4Rows, one: GpuLinear) -> None:
+    def run(kernels: Int4Rows, one: GpuLinear, placed: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        stream, into = Stream(hidden, placed(scaled), squares), placed(x) if role == "mlp_c_proj" else x
         if normed:
-            kernels.normed(role, one, stream, 1e-6, out)
-        else:
-            kernels.add(role, one, x, stream, gamma)
+            return lambda: kernels.normed(role, one, stream, 1e-6, out)
+        return lambda: kernels.add(role, one, into, stream, gamma)
 
-    most = next(most for most in TILES if rows <= most)
-    used, found = TILES[most][role], list[tuple[float, Tile, float]]()
-    for tile in dict.fromkeys([used, *(CANDIDATES[role] if search else ())]):
-        kernels = Int4Rows({role: sets[0]}, {most: {role: tile}})
-        hidden.copy_(before)
+    tilings = tilings_for(torch.cuda.get_device_capability(DEVICE), {role: sets[0]})
+    most = next(most for most in tilings if rows <= most)
+    found = list[tuple[float, Tile, float]]()
+    used = tilings[most][role]
+    for tile in dict.fromkeys(candidates(role, most, used) if search else [used]):
         try:
-            run(kernels, sets[0])
-        except RuntimeError:
+            kernels = Int4Rows({role: sets[0]}, {most: {role: tile}})
+            placed = wgmma.rearranged if kernels.placed(rows) else torch.clone
+            hidden.copy_(before)
+            run(kernels, sets[0], placed)()
+        except (cuda.CompileError, RuntimeError):
             continue  # more shared memory or registers than a block has
-        error = (((out.float() if normed else hidden - before) - right).norm() / right.norm()).item()
-        time = microseconds(lambda kernels=kernels: [run(kernels, one) for one in sets], len(sets))
+        got = out.float() if normed else hidden - before
+        error = ((got - (placed(right) if role == "gate_up" else right)).norm() / right.norm()).item()
+        launches = [run(kernels, one, placed) for one in sets]
+        time = microseconds(lambda launches=launches: [launch() for launch in launches], len(sets))
         found.append((time, tile, error))
     dense = [sets[0].dense() for _ in range(int(200e6 // (2 * inputs * outputs)) + 2)]
     plain = microseconds(lambda: [F.linear(x, one) for one in dense], len(dense))
     least = 1e6 * (inputs * outputs / 2 + inputs / 128 * outputs * 2) / bandwidth
     shown = "; ".join(f"{time:.2f} {tuple(tile)} {error:.0e}" for time, tile, error in sorted(found)[:5])
     print(f"{role}, {rows} rows: limit {least:.1f} us | {shown} | cuBLAS in 16 bits {plain:.2f}")
-    return next(time for time, tile, _ in found if tile == used)
+
+
+def chain(rows: int, layers: int = 24) -> None:
+    """The four products of some layers after each other, without attention."""
+    made = [{role: layer_of(role) for role in SHAPES} for _ in range(layers)]
+    kernels = Int4Rows(made[0])
+    stream, gamma = Stream.empty(rows, 2048, DEVICE), torch.ones(2048, device=DEVICE)
+    for part in stream:
+        part.fill_(0.5)
+    qkv, mixed, inner = (
+        torch.full((rows, width), 0.5, dtype=torch.float16, device=DEVICE) for width in (6144, 2048, 5504)
+    )
+
+    def run() -> None:
+        for layer in made:
+            kernels.normed("c_attn", layer["c_attn"], stream, 1e-6, qkv)
+            kernels.add("attn_c_proj", layer["attn_c_proj"], mixed, stream, gamma)
+            kernels.normed("gate_up", layer["gate_up"], stream, 1e-6, inner)
+            kernels.add("mlp_c_proj", layer["mlp_c_proj"], inner, stream, gamma)
+
+    print(
+        f"a layer's four products in a chain of {layers} layers, {rows} rows: {microseconds(run, layers):.1f} us"
+    )
 
 
 def attention(rows: int, context: int, bandwidth: float, *, quantized: bool) -> None:
@@ -151,7 +199,7 @@ def attention(rows: int, context: int, bandwidth: float, *, quantized: bool) -> 
 
 
 def main(
-    rows: Annotated[str, typer.Option(help=f"Rows of the products, {MOST} at most.")] = "1,2,4,8,16,24,32",
+    rows: Annotated[str, typer.Option(help="Rows of the products.")] = "1,2,4,8,16,32,48,64",
     batches: Annotated[str, typer.Option(help="Rows of the attention.")] = "1,8,32,64,256",
     contexts: Annotated[str, typer.Option(help="Tokens that the attention looks at.")] = "512",
     search: Annotated[bool, typer.Option(help="Try other tiles too.")] = False,
@@ -162,8 +210,9 @@ def main(
     bandwidth = limits.read_bandwidth(DEVICE)
     print(f"{torch.cuda.get_device_name()}, reads {bandwidth / 1e12:.2f} TB/s")
     for count in map(int, rows.split(",")):
-        times = [products(role, count, bandwidth, search=search) for role in SHAPES]
-        print(f"a layer's four products, {count} rows: {sum(times):.1f} us")
+        for role in SHAPES:
+            products(role, count, bandwidth, search=search)
+        chain(count)
     for quantized in (False, True):
         for context in map(int, contexts.split(",")):
             for count in map(int, batches.split(",")):

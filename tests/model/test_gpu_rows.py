@@ -7,9 +7,11 @@ import torch
 
 from worker.engine.attention import AttentionShape
 from worker.engine.gpu.cuda_attention import DIVISIONS, CudaPaged, division_for
+from worker.model.gpu import wgmma
 from worker.model.gpu.cuda import LARGEST_SHARED
 from worker.model.gpu.linear import GpuLinear, packed
-from worker.model.gpu.rows import MOST, TILES, Int4Rows, Role, compiled
+from worker.model.gpu.plan import Role
+from worker.model.gpu.rows import MOST, TILES, Int4Rows, compiled, tilings_for
 
 ROLES: tuple[Role, ...] = ("c_attn", "attn_c_proj", "gate_up", "mlp_c_proj")
 
@@ -48,6 +50,51 @@ def test_every_tile_fits_into_a_block() -> None:
             assert 4 * -(-most // 8) * (128 * tile.warps * tile.tiles + 8) <= LARGEST_SHARED
             # A cluster shares a tile's outputs in pieces of 16, the unit of the sums of squares.
             assert tile.tiles % tile.cluster == 0
+
+
+def shaped(width: int, mlp: int) -> dict[Role, GpuLinear]:
+    """Products of a layer without weights."""
+    sizes: dict[Role, tuple[int, int]] = {
+        "c_attn": (width, 3 * width),
+        "attn_c_proj": (width, width),
+        "gate_up": (width, 2 * mlp),
+        "mlp_c_proj": (mlp, width),
+    }
+    return {
+        role: GpuLinear(torch.empty(outputs, 0), torch.empty(outputs, 0), None, inputs, 128)
+        for role, (inputs, outputs) in sizes.items()
+    }
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0)])
+def test_every_launch_is_one_that_the_chip_takes(capability: tuple[int, int]) -> None:
+    qwen = shaped(2048, 5504)
+    tilings = tilings_for(capability, qwen)
+    assert max(tilings) == (wgmma.MOST if capability == (9, 0) else MOST)
+    for most, tiles in tilings.items():
+        for role, linear in qwen.items():
+            plan = tiles[role].plan(most, role, linear)
+            assert plan.threads <= 1024
+            assert plan.shared <= LARGEST_SHARED
+            assert plan.cluster <= 8
+            assert plan.blocks % plan.cluster == 0
+    for registers in (
+        tile.limit * 128 * tile.teams for tiles in wgmma.TILES.values() for tile in tiles.values()
+    ):
+        assert registers <= 65536
+
+
+def test_a_wider_model_keeps_to_the_kernel_for_few_rows() -> None:
+    assert max(tilings_for((9, 0), shaped(4096, 11008))) == MOST
+
+
+def test_numbers_that_follow_each_other_are_what_one_instruction_multiplies() -> None:
+    """Lane c has the words from input 32c on: of each of its 16 pairs, one instruction of 16 inputs takes two."""
+    order = wgmma.rearranged(torch.arange(256).view(1, 256))[0].view(
+        2, 16, 4, 2
+    )  # group, pair of a lane, lane, of a pair
+    for group, pair, c, of in ((0, 0, 0, 0), (0, 0, 3, 1), (1, 5, 2, 0), (1, 15, 3, 1)):
+        assert order[group, pair, c, of] == 128 * group + 32 * c + 2 * pair + of
 
 
 def test_attention_fills_the_chip_and_has_a_kernel_for_every_division() -> None:

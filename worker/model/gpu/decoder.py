@@ -17,7 +17,8 @@ from torch import Tensor
 from worker.model.gpu import rows as tensor_cores
 from worker.model.gpu import support
 from worker.model.gpu.linear import FEW, GpuLinear, TritonInt4
-from worker.model.gpu.rows import MOST, Int4Rows, Role, Stream
+from worker.model.gpu.plan import Role
+from worker.model.gpu.rows import Int4Rows, Stream
 from worker.model.linear import Linear
 from worker.model.qwen import Attend, Block, QwenModel
 
@@ -75,7 +76,7 @@ class GpuQwenModel(QwenModel):
     @torch.inference_mode()
     def hidden(self, ids: Tensor, attend: Attend) -> Tensor:
         """As `QwenModel` says."""
-        if self.rows is not None and len(ids) <= MOST:
+        if self.rows is not None and len(ids) <= self.rows.most:
             return self._on_tensor_cores(self.rows, ids, attend)
         hidden = self._embed(ids)
         run = self._few if len(ids) <= FEW else self._many
@@ -90,7 +91,7 @@ class GpuQwenModel(QwenModel):
         """The same weights, one call for each product."""
         return QwenModel(**{field.name: getattr(self, field.name) for field in fields(QwenModel)})
 
-    def _embed(self, ids: Tensor, stream: Stream | None = None) -> Tensor:
+    def _embed(self, ids: Tensor, stream: Stream | None = None, *, placed: bool = False) -> Tensor:
         from worker.model.gpu.kernels import embed
 
         width = self.config.hidden_size
@@ -105,6 +106,7 @@ class GpuQwenModel(QwenModel):
             width,
             WIDTH=1 << (width - 1).bit_length(),
             SCALED=stream is not None,
+            PLACED=placed,
             num_warps=8,
             **self._launch,
         )
@@ -115,7 +117,7 @@ class GpuQwenModel(QwenModel):
         count, eps = len(ids), self.config.norm_eps
         shape = (3 * self.config.num_heads, self.config.head_dim)
         stream = Stream.empty(count, self.config.hidden_size, self.device)
-        self._embed(ids, stream)
+        self._embed(ids, stream, placed=rows.placed(count))
         norms = [*(layer.ln_1 for layer in self.layers[1:]), None]
         for index, (layer, following) in enumerate(zip(self.layers, norms, strict=True)):
             qkv = self._new(count, layer.c_attn.out_features)
@@ -213,7 +215,7 @@ def fused(model: QwenModel, *, copies: bool) -> QwenModel:
     same |= {"blocks": blocks}
     rows = tensor_cores.compiled([layer.roles for layer in layers])
     if rows is not None:
-        named = {TritonInt4.name: f"cuda-int4 (up to {MOST} rows)"}
+        named = {TritonInt4.name: f"cuda-int4 (up to {rows.most} rows)"}
         same |= {"backends": {kind: named.get(name, name) for kind, name in model.backends.items()}}
     return GpuQwenModel(
         **same,

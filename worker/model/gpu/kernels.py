@@ -212,9 +212,13 @@ def embed(
     width,
     WIDTH: tl.constexpr,
     SCALED: tl.constexpr,
+    PLACED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A row of the embedding in fp32 for each id; with SCALED what `int4_rows.cu` reads of it behind a norm."""
+    """A row of the embedding in fp32 for each id.
+
+    With SCALED what the kernels on tensor cores read of it behind a norm; PLACED: in the order of `int4_wgmma.cu`.
+    """
     row = tl.program_id(0)
     d = tl.arange(0, WIDTH)
     start_after_previous(PDL)
@@ -222,7 +226,8 @@ def embed(
     tl.store(hidden + row * width + d, x, mask=d < width)
     if SCALED:
         g = tl.load(gamma + d, mask=d < width, other=0.0)
-        tl.store(scaled + row * width + d, (x * g / 16).to(tl.float16), mask=d < width)
+        to = (d & -128) | ((d >> 1) & 15) << 3 | ((d >> 5) & 3) << 1 | (d & 1) if PLACED else d
+        tl.store(scaled + row * width + to, (x * g / 16).to(tl.float16), mask=d < width)
         sums = tl.sum(tl.reshape(x * x, [WIDTH // 16, 16]), 1)
         i = tl.arange(0, WIDTH // 16)
         tl.store(squares + row * (width // 16) + i, sums, mask=i < width // 16)

@@ -10,16 +10,23 @@ from hypothesis import given, settings
 
 from tests.engine.answers import SAMPLED, Answer, ask, gather, run
 from tests.engine.conftest import MakeCore
+from tests.engine.pieces import TorchPieces
 from tests.engine.test_schedules import LIVES, Asked, live, lives, teller
+from worker.engine import attention, mixed
 from worker.engine.core import EngineCore
 from worker.engine.graphs import GraphRunner
 from worker.engine.request import Event, Finished, Tokens
 
 
-@pytest.fixture
-def make_ahead(make_core: MakeCore) -> MakeCore:
-    """A core whose runner launches ahead."""
-    return partial(make_core, attention="torch-gathered", graphs=True)
+@pytest.fixture(params=["torch-gathered", "torch-pieces"])
+def make_ahead(
+    make_core: MakeCore, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> MakeCore:
+    """A core whose runner launches ahead; with pieces of prompts in plain calls, and in steps of fixed shapes."""
+    monkeypatch.setitem(attention._EVERYWHERE, "cpu", (*attention._EVERYWHERE["cpu"], TorchPieces()))
+    monkeypatch.setattr(mixed, "ROWS", (3, 4, 7, 12, 17))
+    monkeypatch.setattr(mixed, "WHOLE", (7, 10))
+    return partial(make_core, attention=request.param, graphs=True)
 
 
 @pytest.fixture
@@ -87,6 +94,23 @@ def test_one_that_is_cancelled_in_between_has_no_token_more(ahead: EngineCore) -
     assert answers["new"].ids == alone["new"].ids
     assert isinstance(answers["gone"].end, Finished)
     assert len(answers["gone"].ids) == 2
+
+
+def test_pieces_of_prompts_are_steps_of_fixed_shapes(make_ahead: MakeCore) -> None:
+    """What fits takes the least shape; what asks for log-probabilities of its prompt, or is too long, takes none."""
+    core = make_ahead(step_tokens=40)
+    if core.runner._mixed is None:
+        pytest.skip("plain calls")
+    taken: list[tuple[int, int, bool]] = []
+    step = core.runner._mixed.step
+    core.runner._mixed.step = lambda shape, tokens: taken.append(shape) or step(shape, tokens)
+    run(core, ask(prompt=range(6), tokens=1, salt="a"))
+    run(core, ask(prompt=range(9), tokens=1, salt="b"))
+    run(core, ask(prompt=range(11), tokens=1, salt="c"))
+    run(core, ask(prompt=range(12), tokens=1, salt="c"))  # two blocks of four are known
+    run(core, ask("a", range(2), tokens=1, salt="d"), ask("b", range(9), tokens=1, salt="e"))
+    run(core, ask(prompt=range(18), tokens=1, salt="f"), ask(prompt=range(3), tokens=1, prompt_logprobs=1))
+    assert taken == [(7, 1, True), (10, 1, True), (12, 1, False), (4, 1, False), (12, 8, False)]
 
 
 @settings(LIVES, max_examples=60)

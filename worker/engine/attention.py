@@ -21,6 +21,7 @@ from worker.engine.batch import Batch, Span
 from worker.engine.cpu_attention import CpuPaged, CpuRows
 from worker.engine.gpu.attention import TritonPaged
 from worker.engine.gpu.cuda_attention import CudaPaged
+from worker.engine.gpu.prompts import Pieces
 from worker.engine.kv_cache import KVCache
 from worker.model.errors import BackendError
 from worker.model.rope import Rotation
@@ -68,6 +69,20 @@ class DecodeAttention(AttentionBackend, Protocol):
 
     def warm(self, cache: KVCache, heads: int) -> None:
         """Do once what would make the first calls slow."""
+
+
+@runtime_checkable
+class PieceAttention(DecodeAttention, Protocol):
+    """One whose launches for pieces of prompts, too, depend on shapes alone."""
+
+    def pieces(self, qkv: Tensor, layer: int, cache: KVCache, pieces: Pieces, rotation: Rotation) -> Tensor:
+        """As `attend`, of the rows that `pieces` has, answers and prompts; of the others anything."""
+
+    def whole(self, qkv: Tensor, layer: int, cache: KVCache, slots: Tensor, rotation: Rotation) -> Tensor:
+        """As `attend`, of all of one prompt; `slots` of every row. Only where `serves_whole`."""
+
+    def serves_whole(self, rows: int, cache: KVCache) -> bool:
+        """Whether whole prompts of so many rows are better left to `whole`."""
 
 
 class Sequences:

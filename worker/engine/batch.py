@@ -51,34 +51,43 @@ class Batch:
 
 def build(plan: Several[Work], block_size: int, device: torch.device) -> Batch:
     """`plan` has works of one token first."""
-    ids, positions, slots, spans, chosen = [], [], [], [], list[int]()
+    ids, positions, slots, blocks, chosen = [], [], [], [], list[int]()
     row = 0
     for work in plan:
         end = work.start + work.count
-        blocks = np.array(work.sequence.blocks[: -(-end // block_size)], dtype=np.int64)
+        mine = np.array(work.sequence.blocks[: -(-end // block_size)], dtype=np.int64)
         at = np.arange(work.start, end, dtype=np.int64)
         ids.append(np.array(work.sequence.ids[work.start : end], dtype=np.int64))
         positions.append(at)
-        slots.append(blocks[at // block_size] * block_size + at % block_size)
-        together = bool((np.diff(blocks) == 1).all())
-        first = int(blocks[0]) if together else None
-        spans.append(Span(row, work.count, work.start, on_device(blocks, device), first))
+        slots.append(mine[at // block_size] * block_size + at % block_size)
+        blocks.append(mine)
         row += work.count
         if work.completes:
             chosen.append(row - 1)
+    # All in one copy: each costs as much as a kernel.
+    numbers = on_device(
+        np.concatenate([*ids, *positions, *slots, np.array(chosen, np.int64), *blocks]), device
+    )
+    behind = numbers[3 * row + len(chosen) :]
+    spans, at_row, at_block = list[Span](), 0, 0
+    for work, mine in zip(plan, blocks, strict=True):
+        side_by_side = bool((np.diff(mine) == 1).all())
+        there = behind[at_block : at_block + len(mine)]
+        spans.append(Span(at_row, work.count, work.start, there, int(mine[0]) if side_by_side else None))
+        at_row, at_block = at_row + work.count, at_block + len(mine)
     return Batch(
-        ids=on_device(np.concatenate(ids), device),
-        positions=on_device(np.concatenate(positions), device),
-        slots=on_device(np.concatenate(slots), device),
+        ids=numbers[:row],
+        positions=numbers[row : 2 * row],
+        slots=numbers[2 * row : 3 * row],
         spans=spans,
         answers=sum(work.count == 1 for work in plan),
-        chosen=on_device(chosen, device),
+        chosen=numbers[3 * row : 3 * row + len(chosen)],
     )
 
 
 def on_device(values: Integers, device: torch.device) -> Tensor:
-    """int64 on the device, without waiting for what is launched there."""
-    on_host = torch.from_numpy(np.asarray(values, dtype=np.int64))
+    """On the device, without waiting for what is launched there: arrays as they are, all else as int64."""
+    on_host = torch.from_numpy(values if isinstance(values, np.ndarray) else np.asarray(values, np.int64))
     if device.type != "cuda":
         return on_host.to(device)
     return on_host.pin_memory().to(device, non_blocking=True)

@@ -1,8 +1,9 @@
-"""The runner for GPUs: decode steps are CUDA graphs, and nothing waits for the device until a token is needed here.
+"""The runner for GPUs: steps are CUDA graphs, and nothing waits for the device until a token is needed here.
 
-A graph holds one step of as many rows as its bucket: ids from the step before it, layers, head, sampler. A smaller
-batch is filled up with rows that write to a block of the cache that is nobody's. Steps with pieces of prompts are plain
-calls, but their tokens too stay on the device until the next step is launched.
+A graph holds one step: ids from the step before it, layers, head, sampler. Steps that have one row a sequence have
+graphs by the size of their batch; a smaller batch is filled up with rows that write to a block of the cache that is
+nobody's. Steps with pieces of prompts have graphs in `mixed`. What has none, a long prompt or one that is scored, is
+plain calls, but its tokens too stay on the device until the next step is launched.
 
 What a graph reads lies in `StaticInputs`. A row reads its id there, or, while that is pending, from `_tokens`, where
 the step before wrote it.
@@ -10,15 +11,18 @@ the step before wrote it.
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Several
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from worker.engine.attention import DecodeAttention
+from worker.engine.attention import DecodeAttention, PieceAttention
 from worker.engine.batch import build, on_device
 from worker.engine.gpu.sampler import GreedySampler, TritonSampler
 from worker.engine.kv_cache import KVCache
+from worker.engine.mixed import MixedSteps
+from worker.engine.mixed_inputs import Shape
 from worker.engine.runner import NOT_FINITE, EagerRunner, Launched, Outcome, scores
 from worker.engine.sampler import NonFiniteLogits
 from worker.engine.scheduler import Work
@@ -31,10 +35,10 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256)
 
 
 class Replay(NamedTuple):
-    """A captured step: what to call, and where its logits are afterwards."""
+    """A captured step: what to call, and where the rows are afterwards after which tokens were chosen."""
 
     replay: Callable[[], None]
-    logits: Tensor
+    hidden: Tensor
 
 
 class InFlight:
@@ -85,7 +89,21 @@ class GraphRunner(EagerRunner):
             if support.why_not(model.device) is None
             else GreedySampler(self._inputs, n_vocab=n_vocab)
         )
-        self._graphs: dict[int, Replay] = {}
+        self._mixed = (
+            MixedSteps(
+                model,
+                cache,
+                attention,
+                self._sampler,
+                tables=self._inputs.tables,
+                rotation=self._rotation,
+                scratch=self._scratch,
+                sequences=capacity,
+            )
+            if isinstance(attention, PieceAttention)
+            else None
+        )
+        self._graphs: dict[int | Shape, Replay] = {}
         if model.device.type == "cuda":
             attention.warm(cache, model.config.num_heads)
             self._graphs = self._captured()
@@ -97,16 +115,22 @@ class GraphRunner(EagerRunner):
     @torch.inference_mode()
     def launch(self, plan: Several[Work]) -> Launched:
         """As `Runner` says."""
-        if plan[-1].count == 1 and len(plan) <= self._buckets[-1] and not any(map(scores, plan)):
-            works, logits = list(plan), self._decode_step(plan)
-            known = self._choose_otherwise(works, logits)
+        shape, scored = None, any(map(scores, plan))
+        if self._mixed is not None and not scored and len(plan) <= self._inputs.capacity:
+            shape = self._mixed.shape_for(plan)
+        if plan[-1].count == 1 and len(plan) <= self._buckets[-1] and not scored:
+            works = list(plan)
+            known = self._choose_otherwise(works, self._decode_step(plan))
+        elif self._mixed is not None and shape is not None:
+            works, hidden = self._shaped_step(self._mixed, shape, plan)
+            known = self._choose_otherwise(works, hidden)
         else:
-            works, known = self._mixed_step(plan)
+            works, known = self._plain_step(plan)
         self._places = {work.sequence: row for row, work in enumerate(works) if work.completes}
         return InFlight(plan, works, self._tokens[: len(works)], known)
 
     def _decode_step(self, plan: Several[Work]) -> Tensor:
-        """A graph over all rows; the logits."""
+        """A graph over all rows; what `model.hidden` gives."""
         count, bucket = len(plan), next(bucket for bucket in self._buckets if bucket >= len(plan))
         self._inputs.ready()
         changed = self._fill_tables(plan, bucket)
@@ -122,24 +146,39 @@ class GraphRunner(EagerRunner):
         host.sources[count:bucket] = -1
         self._sampler.clear(count, bucket)
         self._inputs.upload(bucket, tables=changed)
-        if bucket in self._graphs:
-            self._graphs[bucket].replay()
-            return self._graphs[bucket].logits
-        return self._step(bucket)
+        return self._replayed(bucket, lambda: self._step(bucket))
+
+    def _shaped_step(self, mixed: MixedSteps, shape: Shape, plan: Several[Work]) -> tuple[list[Work], Tensor]:
+        """A graph over a step with pieces of prompts: the works that complete, and what `model.hidden` gives there."""
+        self._inputs.ready()
+        changed = self._fill_tables(plan, len(plan))
+        works = mixed.fill(shape, plan, self._places)
+        for row, work in enumerate(works):
+            self._sampler.prepare(row, work.sequence)
+        self._sampler.clear(len(works), shape.sequences)
+        self._inputs.upload(len(plan), tables=changed)
+        return works, self._replayed(shape, lambda: mixed.step(shape, self._tokens))
+
+    def _replayed(self, name: int | Shape, step: Callable[[], Tensor]) -> Tensor:
+        """What a step gives: its graph's, where there are graphs."""
+        if name not in self._graphs:
+            return step()
+        self._graphs[name].replay()
+        return self._graphs[name].hidden
 
     def _step(self, rows: int) -> Tensor:
-        """What a graph consists of: reads the inputs, writes `_tokens`; the logits."""
+        """What a graph consists of: reads the inputs, writes `_tokens`; what `model.hidden` gives."""
         positions, tables = self._inputs.positions[:rows], self._inputs.tables[:rows]
-        ids, turns = self._sampler.begin(rows, self._tokens, self._rotation)
+        ids, turns = self._sampler.begin(self._inputs.reads(rows), self._tokens, self._rotation)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
             return self._decode(qkv, layer, self.cache, tables, positions, turns)
 
-        logits = self.model.head(self.model.hidden(ids, attend))
-        self._sampler.choose(logits, self._tokens[:rows])
-        return logits
+        hidden = self.model.hidden(ids, attend)
+        self._sampler.choose(self.model.head(hidden), self._tokens[:rows])
+        return hidden
 
-    def _mixed_step(self, plan: Several[Work]) -> tuple[list[Work], dict[int, Outcome]]:
+    def _plain_step(self, plan: Several[Work]) -> tuple[list[Work], dict[int, Outcome]]:
         """Plain calls; the works that complete, and what is known already."""
         batch = build(plan, self.cache.block_size, self.model.device)
         waiting = [
@@ -159,22 +198,25 @@ class GraphRunner(EagerRunner):
         hidden = self.model.hidden(batch.ids, attend)
         works, known = [work for work in plan if work.completes], dict[int, Outcome]()
         if works:
-            logits = self.model.head(hidden[batch.chosen])
+            chosen = hidden[batch.chosen]
             self._inputs.ready()
             for row, work in enumerate(works):
                 self._sampler.prepare(row, work.sequence)
             self._inputs.upload(0, tables=False)
             self._sampler.observe(batch.ids[batch.chosen])
-            self._sampler.choose(logits, self._tokens[: len(works)])
-            known = self._choose_otherwise(works, logits)
+            self._sampler.choose(self.model.head(chosen), self._tokens[: len(works)])
+            known = self._choose_otherwise(works, chosen)
         for work, span in zip(plan, batch.spans, strict=True):
             if scores(work):
                 mine = hidden[span.row : span.row + span.count]
                 known[id(work)] = self._read(work, mine, known.get(id(work)))
         return works, known
 
-    def _choose_otherwise(self, works: Several[Work], logits: Tensor) -> dict[int, Outcome]:
-        """By id() of their work: the tokens that the device's sampler cannot choose."""
+    def _choose_otherwise(self, works: Several[Work], hidden: Tensor) -> dict[int, Outcome]:
+        """By id() of their work: the tokens that the device's sampler cannot choose. `hidden`: a row for each work.
+
+        These rows go through the head again: keeping the logits of every graph would take gigabytes.
+        """
         rows = [
             row
             for row, work in enumerate(works)
@@ -183,7 +225,7 @@ class GraphRunner(EagerRunner):
         if not rows:
             return {}
         others = [works[row] for row in rows]
-        outcomes = self._sample(logits[rows].float(), others)
+        outcomes = self._sample(self.model.logits(hidden[rows]), others)
         return {id(work): outcome for work, outcome in zip(others, outcomes, strict=True)}
 
     def _fill_tables(self, plan: Several[Work], bucket: int) -> bool:
@@ -198,21 +240,27 @@ class GraphRunner(EagerRunner):
                 self._tabled[row], changed = there, True
         return changed
 
-    def _captured(self) -> dict[int, Replay]:
-        """A graph a bucket, the largest first, so that the smaller ones use its memory."""
-        graphs: dict[int, Replay] = {}
-        pool = torch.cuda.graph_pool_handle()
+    def _captured(self) -> dict[int | Shape, Replay]:
+        """A graph a shape and a bucket, the largest first, so that the smaller ones use its memory."""
+        steps: list[tuple[int | Shape, Callable[[], Tensor]]] = []
+        if self._mixed is not None:
+            shapes = sorted(self._mixed.shapes, reverse=True)
+            steps += [(shape, partial(self._mixed.step, shape, self._tokens)) for shape in shapes]
+        steps += [(bucket, partial(self._step, bucket)) for bucket in reversed(self._buckets)]
         self._inputs.host.tables[:] = self._scratch
         self._inputs.host.sources[:] = -1
         self._sampler.clear(0, self._inputs.capacity)
         self._inputs.upload(self._inputs.capacity, tables=True)
         self._tabled = [(None, 1, 0)] * self._inputs.capacity
-        for bucket in reversed(self._buckets):
+        graphs, pool = dict[int | Shape, Replay](), torch.cuda.graph_pool_handle()
+        for name, step in steps:
+            if isinstance(name, Shape) and self._mixed is not None:
+                self._mixed.empty(name)
             with torch.inference_mode():
-                self._step(bucket)  # compiles kernels and makes what they need, which a capture may not
+                step()  # compiles kernels and makes what they need, which a capture may not
                 torch.cuda.synchronize(self.model.device)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    logits = self._step(bucket)
-            graphs[bucket] = Replay(graph.replay, logits)
+                    hidden = step()
+            graphs[name] = Replay(graph.replay, hidden)
         return graphs

@@ -22,12 +22,25 @@ class Host(NamedTuple):
     tables: np.ndarray
 
 
+class Reads(NamedTuple):
+    """What the rows of a step read, int64 or int32 `[rows]`.
+
+    given      the id, where `sources` is -1;
+    sources    else which of the step before's tokens it is;
+    positions  of the row in its sequence;
+    places     of the token that is chosen after the row, -1 where none is. None: each row has its own.
+    """
+
+    given: Tensor
+    sources: Tensor
+    positions: Tensor
+    places: Tensor | None
+
+
 class StaticInputs:
     """Of up to `capacity` rows.
 
-    given      int64, the id that a row reads, where `sources` is -1;
-    sources    int64, else the row of the step before whose token it is;
-    positions  int64, of the row in its sequence;
+    given, sources, positions   int64, see `Reads`;
     keys, ints, floats   what `worker.engine.gpu.sampler` reads;
     tables     int32 `[capacity, width]`, the blocks of the row's sequence.
     """
@@ -55,6 +68,10 @@ class StaticInputs:
             self.tables[:rows].copy_(self._host_tables[:rows], non_blocking=True)
         if self._copied is not None:
             self._copied.record()
+
+    def reads(self, rows: int) -> Reads:
+        """Of the first rows."""
+        return Reads(self.given[:rows], self.sources[:rows], self.positions[:rows], None)
 
     def send(self, values: Tensor, to: Tensor) -> None:
         """Copy something else from the host to the device, in the same order."""

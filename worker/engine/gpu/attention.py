@@ -1,30 +1,22 @@
 """Attention on a GPU: answers and prompts by our kernels over the pages, whole prompts by cuDNN's."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
-from worker.engine.batch import Batch, Span
+from worker.engine.batch import Batch, Span, on_device
+from worker.engine.gpu import prompts
+from worker.engine.gpu.prompts import Pieces, PromptAttention
+from worker.engine.gpu.tiles import Stretch
 from worker.engine.kv_cache import KVCache
 from worker.model.gpu import support
 from worker.model.rope import Rotation
 
 if TYPE_CHECKING:
     from worker.engine.attention import AttentionShape
-
-
-# cuDNN plans for every length anew, 50 ms each: prompts are filled up to a multiple of this. Below the first multiple
-# that is worth it our own kernel is as fast.
-CUDNN_STEP, CUDNN_LEAST, CUDNN_MOST = 512, 1024, 8192
-
-
-# Positions that a piece of a prompt looks at, up to which small tiles are faster.
-PROMPT_SHORT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +51,8 @@ class TritonPaged:
     name = "triton-paged"
 
     def __init__(self) -> None:
-        self._planned: tuple[Batch, Tensor] | None = None
+        self._planned: tuple[Batch, _Plan] | None = None
+        self._prompts = PromptAttention()
         self._scratch: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def why_not(self, device: torch.device, shape: "AttentionShape") -> str | None:
@@ -74,60 +67,36 @@ class TritonPaged:
     def attend(self, qkv: Tensor, layer: int, cache: KVCache, batch: Batch, rotation: Rotation) -> Tensor:
         heads, count = qkv.shape[1] // 3, batch.answers
         mixed = qkv.new_empty(len(qkv), heads, qkv.shape[2])
+        plan = self._plan(batch, cache)
         if count:
             turns = Rotation(rotation.cos[:count], rotation.sin[:count])
             mixed[:count] = self.decode(
-                qkv[:count], layer, cache, self._tables(batch), batch.positions[:count], turns
+                qkv[:count], layer, cache, plan.tables, batch.positions[:count], turns
             )
         if count < len(batch.spans):
-            self._prompts(qkv, layer, cache, batch, rotation, mixed)
+            turns = Rotation(rotation.cos[count:], rotation.sin[count:])
+            turned = self._prompts.store(qkv[count:], layer, cache, batch.slots[count:], turns)
+            for span in plan.whole:
+                rows = slice(span.row, span.row + span.count)
+                mixed[rows].copy_(prompts.whole(turned[span.row - count :][: span.count]))
+            if plan.pieces is not None:
+                self._prompts.attend(turned, layer, cache, plan.pieces, mixed[count:])
         return mixed
 
-    def _prompts(
-        self, qkv: Tensor, layer: int, cache: KVCache, batch: Batch, rotation: Rotation, mixed: Tensor
-    ) -> None:
-        """The rows of prompts of a batch, into `mixed`."""
-        from worker.engine.gpu.attention_kernel import rotate_and_store
+    def pieces(self, qkv: Tensor, layer: int, cache: KVCache, pieces: Pieces, rotation: Rotation) -> Tensor:
+        """As `PieceAttention` says."""
+        turned = self._prompts.store(qkv, layer, cache, pieces.slots, rotation)
+        mixed = qkv.new_empty(len(qkv), qkv.shape[1] // 3, qkv.shape[2])
+        self._prompts.attend(turned, layer, cache, pieces, mixed)
+        return mixed
 
-        first, heads, dim = batch.answers, qkv.shape[1] // 3, qkv.shape[2]
-        turned = torch.empty(len(qkv) - first, 3 * heads, dim, dtype=cache.dtype, device=qkv.device)
-        keys, values = cache.layers[layer]
-        scales = cache.scales[layer] if cache.quantized else cache.layers[layer]
-        launch = support.dependent_launch(qkv.device)
-        rotate_and_store[(len(turned),)](
-            qkv[first:],
-            keys,
-            values,
-            scales[0],
-            scales[1],
-            batch.slots[first:],
-            rotation.cos[first:],
-            rotation.sin[first:],
-            turned,
-            H=heads,
-            D=dim,
-            PAGE=cache.block_size,
-            BY_HEAD=cache.by_head,
-            QUANTIZED=cache.quantized,
-            HEADS=1 << (heads - 1).bit_length(),
-            PDL=launch,
-            **({"launch_pdl": True} if launch else {}),
-        )
-        for span in batch.spans[first:]:
-            mine = turned[span.row - first :][: span.count]
-            answer = mixed[span.row : span.row + span.count]
-            if self._by_cudnn(span, cache):
-                answer.copy_(_whole(mine))
-            else:
-                _piece(mine, layer, cache, span, answer)
+    def whole(self, qkv: Tensor, layer: int, cache: KVCache, slots: Tensor, rotation: Rotation) -> Tensor:
+        """As `PieceAttention` says."""
+        return prompts.whole(self._prompts.store(qkv, layer, cache, slots, rotation)).to(qkv.dtype)
 
-    def _by_cudnn(self, span: Span, cache: KVCache) -> bool:
-        return (
-            cache.device.type == "cuda"
-            and span.start == 0
-            and CUDNN_LEAST <= span.count <= CUDNN_MOST
-            and not cache.quantized
-        )
+    def serves_whole(self, rows: int, cache: KVCache) -> bool:
+        """As `PieceAttention` says."""
+        return prompts.by_cudnn(0, rows, cache)
 
     def decode(
         self,
@@ -188,14 +157,13 @@ class TritonPaged:
         config = (3 * heads, cache.layers[0].shape[-1])
         if cache.device.type != "cuda" or cache.quantized:
             return
-        for length in range(CUDNN_LEAST, CUDNN_MOST + 1, CUDNN_STEP):
-            _whole(torch.zeros(length, *config, dtype=cache.dtype, device=cache.device))
+        for length in range(prompts.CUDNN_LEAST, prompts.CUDNN_MOST + 1, prompts.CUDNN_STEP):
+            prompts.whole(torch.zeros(length, *config, dtype=cache.dtype, device=cache.device))
 
-    def _tables(self, batch: Batch) -> Tensor:
-        """Of a batch's answers; made once for all layers of a step."""
+    def _plan(self, batch: Batch, cache: KVCache) -> "_Plan":
+        """Of a batch; made once for all layers of a step."""
         if self._planned is None or self._planned[0] is not batch:
-            blocks = [span.blocks for span in batch.spans[: batch.answers]]
-            self._planned = batch, pad_sequence(blocks, batch_first=True).to(torch.int32)
+            self._planned = batch, _plan_of(batch, cache)
         return self._planned[1]
 
     def _room(self, pairs: int, split: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,47 +181,24 @@ class TritonPaged:
         return self._scratch[size]
 
 
-def _piece(turned: Tensor, layer: int, cache: KVCache, span: Span, answer: Tensor) -> None:
-    """Attention of a piece of a prompt over the pages, into `answer` `[n, heads, D]`. turned `[n, 3 * heads, D]`."""
-    from worker.engine.gpu.prompt_kernel import prompt_attention
+class _Plan(NamedTuple):
+    """How a batch is attended to: answers by `tables`, `whole` prompts by cuDNN, the others as pieces."""
 
-    count, heads, dim = answer.shape
-    keys, values = cache.layers[layer]
-    scales = cache.scales[layer] if cache.quantized else cache.layers[layer]
-    tile, warps = (128, 8) if span.length > PROMPT_SHORT else (64, 4)
-    launch = support.dependent_launch(turned.device)
-    prompt_attention[(-(-count // tile), heads)](
-        turned,
-        keys,
-        values,
-        scales[0],
-        scales[1],
-        span.blocks,
-        answer,
-        span.start,
-        count,
-        dim**-0.5,
-        turned.stride(0),
-        H=heads,
-        D=dim,
-        PAGE=cache.block_size,
-        BY_HEAD=cache.by_head,
-        QUANTIZED=cache.quantized,
-        BM=tile,
-        BN=tile,
-        STAGES=3,
-        PDL=launch,
-        num_warps=warps,
-        **({"launch_pdl": True} if launch else {}),
-    )
+    tables: Tensor
+    whole: list[Span]
+    pieces: Pieces | None
 
 
-def _whole(turned: Tensor) -> Tensor:
-    """Causal attention of a whole prompt by cuDNN: `[n, 3 * heads, D]` -> `[n, heads, D]`."""
-    count = len(turned)
-    if short := -count % CUDNN_STEP:  # causal: no row looks at what is behind it
-        turned = torch.cat([turned, turned.new_zeros(short, *turned.shape[1:])])
-    q, k, v = turned.transpose(0, 1).unsqueeze(0).chunk(3, dim=1)
-    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return mixed[0].transpose(0, 1)[:count]
+def _plan_of(batch: Batch, cache: KVCache) -> _Plan:
+    tables = pad_sequence([span.blocks for span in batch.spans], batch_first=True).to(torch.int32)
+    whole, stretches, first = [], list[Stretch](), batch.answers
+    for index, span in enumerate(batch.spans[first:], first):
+        if prompts.by_cudnn(span.start, span.count, cache):
+            whole.append(span)
+        else:
+            stretches.append(Stretch(span.row - first, span.count, span.start, index))
+    if not stretches:
+        return _Plan(tables, whole, None)
+    tile = prompts.tile_for(sum(stretch.rows for stretch in stretches))
+    items = on_device(prompts.item_array(prompts.cut(stretches, tile)), cache.device)
+    return _Plan(tables, whole, Pieces(batch.slots, tables, items, tile))

@@ -15,7 +15,7 @@ from torch import Tensor
 from worker.engine.noise import key
 from worker.engine.request import SamplingParams
 from worker.engine.sequence import PENDING, Sequence
-from worker.engine.static_inputs import StaticInputs
+from worker.engine.static_inputs import Reads, StaticInputs
 from worker.model.gpu import support
 from worker.model.rope import Rotation
 
@@ -74,27 +74,29 @@ class TritonSampler:
         host.floats[0, begin:end] = 0
         self._prepared[begin:end] = [None] * (end - begin)
 
-    def begin(self, rows: int, tokens: Tensor, table: Rotation) -> tuple[Tensor, Rotation]:
+    def begin(self, reads: Reads, tokens: Tensor, table: Rotation) -> tuple[Tensor, Rotation]:
         """What each row reads, int64 `[rows]`, out of `tokens` where it was pending; its rotation, out of `table`."""
         from worker.engine.gpu import sampler_kernels as kernels
 
-        inputs, dim = self._inputs, table.cos.shape[-1]
+        rows, dim = len(reads.given), table.cos.shape[-1]
         ids = torch.empty(rows, dtype=torch.int64, device=tokens.device)
         turns = Rotation(*torch.empty(2, rows, 1, dim, device=tokens.device))
         kernels.begin[(rows,)](
             tokens,
-            inputs.given,
-            inputs.sources,
-            inputs.positions,
-            inputs.ints,
+            reads.given,
+            reads.sources,
+            reads.positions,
+            reads.given if reads.places is None else reads.places,
+            self._inputs.ints,
             self._seen,
             table.cos,
             table.sin,
             ids,
             *turns,
             self._words,
-            inputs.capacity,
+            self._inputs.capacity,
             D=dim,
+            PLACED=reads.places is not None,
             num_warps=4,
         )
         return ids, turns
@@ -216,10 +218,9 @@ class GreedySampler:
     def clear(self, begin: int, end: int) -> None:
         pass
 
-    def begin(self, rows: int, tokens: Tensor, table: Rotation) -> tuple[Tensor, Rotation]:
-        sources = self._inputs.sources[:rows]
-        ids = torch.where(sources >= 0, tokens[sources.clamp(min=0)], self._inputs.given[:rows])
-        return ids.clamp(min=0), table.at(self._inputs.positions[:rows])
+    def begin(self, reads: Reads, tokens: Tensor, table: Rotation) -> tuple[Tensor, Rotation]:
+        ids = torch.where(reads.sources >= 0, tokens[reads.sources.clamp(min=0)], reads.given)
+        return ids.clamp(min=0), table.at(reads.positions)
 
     def observe(self, ids: Tensor) -> None:
         pass

@@ -346,6 +346,7 @@ def begin(
     given,
     sources,
     positions,
+    places,
     ints,
     seen,
     cos_table,
@@ -356,17 +357,24 @@ def begin(
     words,
     capacity,
     D: tl.constexpr,
+    PLACED: tl.constexpr,
 ):
-    """What a row reads: its id, from where `sources` says, seen from now on; its rotation `[D]`."""
+    """What a row reads: its id, from where `sources` says, seen from now on; its rotation `[D]`.
+
+    With PLACED it is marked as seen where `places` has the place of the token that is chosen after the row.
+    """
     row = tl.program_id(0)
     d = tl.arange(0, D)
     source = tl.load(sources + row)
-    token = tl.load(given + row)
+    token = tl.load(given + row).to(tl.int64)
     if source >= 0:
         token = tl.load(tokens + source)
     token = tl.maximum(token, 0)  # a row whose logits were not finite goes on as anything; it is dropped
     tl.store(ids + row, token)
-    _mark(seen, tl.load(ints + capacity + row), token, words)
+    place = row
+    if PLACED:
+        place = tl.load(places + row)
+    _mark(seen, tl.load(ints + capacity + place, mask=place >= 0, other=-1), token, words)
     position = tl.load(positions + row)
     tl.store(cos + row * D + d, tl.load(cos_table + position * D + d))
     tl.store(sin + row * D + d, tl.load(sin_table + position * D + d))

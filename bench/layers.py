@@ -1,6 +1,6 @@
 """Each GPU kernel of a layer against the bytes that it must read.
 
-    python bench/layers.py [--rows 1,8,32] [--contexts 512] [--search]
+    python bench/layers.py [--rows 1,8,32] [--contexts 512] [--prompts 4000+32] [--search]
 
 Times are of CUDA graph replays over many sets of weights or caches, 200 MB and more together, so that nothing is found
 in the chip's cache. A product stands beside its error against fp32, of random weights of Qwen-1.8B's shapes, and beside
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from worker.engine.gpu.attention import TritonPaged
 from worker.engine.gpu.cuda_attention import CudaPaged
+from worker.engine.gpu.prompts import Pieces, cut, item_array, tile_for
+from worker.engine.gpu.tiles import Stretch
 from worker.engine.kv_cache import KVCache
 from worker.model.config import QwenConfig
 from worker.model.gpu import cuda, support, wgmma
@@ -198,10 +200,34 @@ def attention(rows: int, context: int, bandwidth: float, *, quantized: bool) -> 
     print(f"attention {kind}, {rows} rows at {context}: limit {least:.1f} us | {shown}")
 
 
+def prompt(before: int, new: int) -> None:
+    """One layer's attention of a piece of a prompt, its keys and values kept first."""
+    blocks, positions = -(-(before + new) // 16), torch.arange(before, before + new, device=DEVICE)
+    config = CONFIG.model_copy(update={"num_layers": max(1, int(200e6 // (blocks * 16 * 8192)))})
+    how = {"blocks": blocks, "block_size": 16, "dtype": torch.float16, "device": DEVICE}
+    cache = KVCache(config, **how, quantized=False)
+    for stored in cache.layers:
+        stored.normal_()
+    tables = torch.randperm(blocks, device=DEVICE).to(torch.int32)[None]
+    tile = tile_for(new)
+    items = torch.from_numpy(item_array(cut([Stretch(0, new, before, 0)], tile))).to(DEVICE)
+    slots = tables[0][positions // 16] * 16 + positions % 16
+    pieces, turns = Pieces(slots, tables, items, tile), rotation(8192, 128, 10000.0, DEVICE).at(positions)
+    qkv, backend, layers = torch.randn(new, 48, 128, device=DEVICE).half(), TritonPaged(), len(cache.layers)
+    time = microseconds(
+        lambda: [backend.pieces(qkv, layer, cache, pieces, turns) for layer in range(layers)], layers
+    )
+    operations = 4 * 16 * 128 * (new * before + new * new / 2)
+    print(f"attention of {new} tokens behind {before}: {time:.1f} us, {operations / time / 1e6:.0f} TFLOP/s")
+
+
 def main(
     rows: Annotated[str, typer.Option(help="Rows of the products.")] = "1,2,4,8,16,32,48,64",
     batches: Annotated[str, typer.Option(help="Rows of the attention.")] = "1,8,32,64,256",
     contexts: Annotated[str, typer.Option(help="Tokens that the attention looks at.")] = "512",
+    prompts: Annotated[
+        str, typer.Option(help="Pieces of prompts: tokens before + new ones.")
+    ] = "0+512,4000+32,4000+256,2048+1024",
     search: Annotated[bool, typer.Option(help="Try other tiles too.")] = False,
 ) -> None:
     """Time the kernels of a layer."""
@@ -217,6 +243,8 @@ def main(
         for context in map(int, contexts.split(",")):
             for count in map(int, batches.split(",")):
                 attention(count, context, bandwidth, quantized=quantized)
+    for piece in prompts.split(","):
+        prompt(*map(int, piece.split("+")))
 
 
 if __name__ == "__main__":

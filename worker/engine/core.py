@@ -10,8 +10,10 @@ reason, has its row in a step that is under way already; what comes of it is dro
 
 import logging
 import time
+from array import array
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from worker.engine.grammar import GrammarError, Grammars
@@ -78,13 +80,17 @@ class EngineCore:
 
     def submit(self, request: GenerationRequest) -> None:
         """Take a request in. An invalid one, or one whose resumed tokens end it, is answered in the next step."""
-        problem = self._problem(request)
+        try:
+            ids = array("q", request.prompt_ids + request.resumed_ids)
+        except OverflowError:
+            ids = array("q", [-1])  # as far outside the vocabulary
+        problem = self._problem(request, ids)
         if problem is not None:
             logger.warning("request %s refused: %s", request.request_id, problem)
             self._events.append(Failed(request.request_id, "invalid_prompt", problem))
             return
         try:
-            sequence = self._begin(request)
+            sequence = self._begin(request, ids)
         except GrammarError as problem:
             logger.warning("request %s has a grammar that fails: %s", request.request_id, problem)
             self._events.append(Failed(request.request_id, "server_error", f"The answer's format: {problem}"))
@@ -180,9 +186,10 @@ class EngineCore:
             self._events.append(sequence.append(token.token_id, token.logprobs))
             self._finish_if_ended(sequence)
 
-    def _begin(self, request: GenerationRequest) -> Sequence:
+    def _begin(self, request: GenerationRequest, ids: "array[int]") -> Sequence:
         return Sequence(
             request,
+            ids=ids,
             token_bytes=self._tokenizer.token_bytes,
             capacity=self.context_length,
             grammar=self._grammars.matcher(request.grammar, request.resumed_ids) if request.grammar else None,
@@ -208,15 +215,15 @@ class EngineCore:
             time.monotonic() - sequence.submitted,
         )
 
-    def _problem(self, request: GenerationRequest) -> str | None:
-        """Why the request cannot be run, if it cannot."""
+    def _problem(self, request: GenerationRequest, ids: "array[int]") -> str | None:
+        """Why the request cannot be run, if it cannot. `ids`: all of it, int64; Python is slow on thousands."""
         length, context = len(request.prompt_ids), self.context_length
         if length == 0:
             return "The prompt is empty."
         if length >= context:
             return f"The prompt is {length} tokens long; the model's context of {context} leaves no room for an answer."
-        ids = request.prompt_ids + request.resumed_ids
-        if min(ids) < 0 or max(ids) >= self._tokenizer.n_vocab:
+        values = np.frombuffer(ids, np.int64)
+        if values.min() < 0 or values.max() >= self._tokenizer.n_vocab:
             return f"The prompt holds ids outside the vocabulary of {self._tokenizer.n_vocab} tokens."
         if any(not 0 <= token_id < self._tokenizer.n_vocab for token_id, _ in request.sampling.logit_bias):
             return f"The bias names ids outside the vocabulary of {self._tokenizer.n_vocab} tokens."

@@ -21,7 +21,7 @@ from worker.engine.attention import DecodeAttention, PieceAttention
 from worker.engine.batch import build, on_device
 from worker.engine.gpu.sampler import GreedySampler, TritonSampler
 from worker.engine.kv_cache import KVCache
-from worker.engine.mixed import MixedSteps
+from worker.engine.mixed import MixedSteps, shapes_for
 from worker.engine.mixed_inputs import Shape
 from worker.engine.request import GenerationRequest, SamplingParams
 from worker.engine.runner import NOT_FINITE, EagerRunner, Launched, Outcome, scores
@@ -81,7 +81,9 @@ class GraphRunner(EagerRunner):
         largest = next((bucket for bucket in BUCKETS if bucket >= max_running), BUCKETS[-1])
         self._buckets = [bucket for bucket in BUCKETS if bucket <= largest]
         capacity, width = max(largest, max_running), -(-model.config.context_length // cache.block_size)
-        self._inputs = StaticInputs(capacity, width, model.device)
+        shapes = shapes_for(attention, cache, capacity) if isinstance(attention, PieceAttention) else []
+        numbers = max((shape.numbers for shape in shapes), default=0)
+        self._inputs = StaticInputs(capacity, width, model.device, numbers=numbers)
         self._tokens = torch.zeros(capacity, dtype=torch.int64, device=model.device)
         self._places: dict[Sequence, int] = {}  # whose token of the last step is where
         # Whose blocks are in a row of the tables, how many, of which of its residences.
@@ -97,10 +99,10 @@ class GraphRunner(EagerRunner):
                 cache,
                 attention,
                 self._sampler,
-                tables=self._inputs.tables,
+                inputs=self._inputs,
+                shapes=shapes,
                 rotation=self._rotation,
                 scratch=self._scratch,
-                sequences=capacity,
             )
             if isinstance(attention, PieceAttention)
             else None
@@ -159,7 +161,7 @@ class GraphRunner(EagerRunner):
         for row, work in enumerate(works):
             self._sampler.prepare(row, work.sequence)
         self._sampler.clear(len(works), shape.sequences)
-        self._inputs.upload(len(plan), tables=changed)
+        self._inputs.upload(len(plan), tables=changed, numbers=shape.numbers)
         return works, self._replayed(shape, lambda: mixed.step(shape, self._tokens))
 
     def _replayed(self, name: int | Shape, step: Callable[[], Tensor]) -> Tensor:
@@ -268,7 +270,8 @@ class GraphRunner(EagerRunner):
         graphs, pool = dict[int | Shape, Replay](), torch.cuda.graph_pool_handle()
         for name, step in steps:
             if isinstance(name, Shape) and self._mixed is not None:
-                self._mixed.empty(name)
+                self._mixed.fill(name, [], {})
+                self._inputs.upload(0, tables=False, numbers=name.numbers)
             with torch.inference_mode():
                 step()  # compiles kernels and makes what they need, which a capture may not
                 torch.cuda.synchronize(self.model.device)

@@ -14,11 +14,11 @@ from torch import Tensor
 from worker.engine.attention import PieceAttention
 from worker.engine.gpu.prompts import Pieces, cut
 from worker.engine.gpu.sampler import GreedySampler, TritonSampler
-from worker.engine.gpu.tiles import Stretch
 from worker.engine.kv_cache import KVCache
-from worker.engine.mixed_inputs import Mirror, MixedInputs, Shape
+from worker.engine.mixed_inputs import MixedInputs, Shape
 from worker.engine.scheduler import Work
 from worker.engine.sequence import PENDING, Sequence
+from worker.engine.static_inputs import StaticInputs
 from worker.model.qwen import QwenModel
 from worker.model.rope import Rotation
 
@@ -27,8 +27,17 @@ ROWS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 WHOLE = (1024, 1536, 2048)
 
 
+def shapes_for(attention: PieceAttention, cache: KVCache, sequences: int) -> list[Shape]:
+    """Of steps with at most so many sequences, the smallest first; of two, the one for whole prompts."""
+    shapes = [Shape(rows, 1, False) for rows in ROWS]
+    shapes += [Shape(rows, 1, True) for rows in WHOLE if attention.serves_whole(rows, cache)]
+    if sequences > 1:
+        shapes += [Shape(rows, min(rows, sequences), False) for rows in ROWS]
+    return sorted(shapes, key=lambda shape: (shape.rows, not shape.whole))
+
+
 class MixedSteps:
-    """`tables` int32 `[sequences, blocks]` are the blocks of the plan's works, one a row; `scratch` nobody's block."""
+    """`inputs` have the blocks of the plan's works in their tables, one a row, and room for every shape's numbers."""
 
     def __init__(
         self,
@@ -37,23 +46,16 @@ class MixedSteps:
         attention: PieceAttention,
         sampler: TritonSampler | GreedySampler,
         *,
-        tables: Tensor,
+        inputs: StaticInputs,
+        shapes: Several[Shape],
         rotation: Rotation,
         scratch: int,
-        sequences: int,
     ) -> None:
-        """`sequences`: at most so many in a step."""
+        """`scratch` is nobody's block."""
         self._model, self._cache, self._attention, self._sampler = model, cache, attention, sampler
-        self._tables, self._rotation = tables, rotation
+        self._tables, self._rotation, self.shapes = inputs.tables, rotation, shapes
         self._scratch = scratch * cache.block_size
-        shapes = [Shape(rows, 1, False) for rows in ROWS]
-        shapes += [Shape(rows, 1, True) for rows in WHOLE if attention.serves_whole(rows, cache)]
-        if sequences > 1:
-            shapes += [Shape(rows, min(rows, sequences), False) for rows in ROWS]
-        memory = Mirror(max(shape.numbers for shape in shapes), model.device)
-        self._inputs = {shape: MixedInputs(shape, memory) for shape in shapes}
-        # The smallest first; of two, the one for whole prompts, which reads no pages.
-        self.shapes = sorted(shapes, key=lambda shape: (shape.rows, not shape.whole))
+        self._inputs = {shape: MixedInputs(shape, inputs) for shape in shapes}
 
     def shape_for(self, plan: Several[Work]) -> Shape | None:
         """The least that the plan fits into."""
@@ -70,34 +72,41 @@ class MixedSteps:
         `places`: where the tokens are that are pending, in those of the step before.
         """
         inputs, size = self._inputs[shape], self._cache.block_size
-        inputs.ready()
-        host, works, stretches, row = inputs.host, list[Work](), list[Stretch](), 0
-        for index, work in enumerate(plan):
-            sequence, end, rows = work.sequence, work.start + work.count, slice(row, row + work.count)
-            host.given[rows] = sequence.ids[work.start : end]
-            host.places[rows] = host.sources[rows] = -1
-            if work.count == 1:
-                host.positions[row] = work.start
-                host.slots[row] = sequence.blocks[work.start // size] * size + work.start % size
-                if sequence.ids[work.start] == PENDING:
-                    host.sources[row] = places[sequence]
-            else:
-                at = np.arange(work.start, end)
-                host.positions[rows] = at
-                host.slots[rows] = np.array(sequence.blocks)[at // size] * size + at % size
-            stretches.append(Stretch(row, work.count, work.start, index))
+        host, answers = inputs.host, [work for work in plan if work.count == 1]  # which are the first
+        row = len(answers)
+        stretches = np.empty((len(plan), 4), np.int64)
+        if answers:
+            given, starts = zip(
+                *((work.sequence.ids[work.start], work.start) for work in answers), strict=True
+            )
+            host.given[:row], host.positions[:row] = given, starts
+            host.sources[:row] = [
+                places[work.sequence] if token == PENDING else -1
+                for work, token in zip(answers, given, strict=True)
+            ]
+            host.slots[:row] = [
+                work.sequence.blocks[work.start // size] * size + work.start % size for work in answers
+            ]
+            stretches[:row] = np.stack([np.arange(row), np.ones(row), starts, np.arange(row)], 1)
+        ends = list(range(row))  # the last row of each work
+        for index, work in enumerate(plan[row:], row):
+            rows, at = slice(row, row + work.count), np.arange(work.start, work.start + work.count)
+            host.given[rows] = work.sequence.ids[work.start : work.start + work.count]
+            host.positions[rows] = at
+            before = work.start // size
+            host.slots[rows] = np.array(work.sequence.blocks[before:])[at // size - before] * size + at % size
+            host.sources[rows] = -1
+            stretches[index] = row, work.count, work.start, index
             row += work.count
-            if work.completes:
-                host.places[row - 1], host.chosen[len(works)] = len(works), row - 1
-                works.append(work)
+            ends.append(row - 1)
+        works = [work for work in plan if work.completes]
+        chosen = [end for work, end in zip(plan, ends, strict=True) if work.completes]
+        host.places[:] = -1
+        host.chosen[: len(works)], host.places[chosen] = chosen, np.arange(len(works))
         inputs.clear(row, len(works), self._scratch)
-        inputs.divide([] if shape.whole else cut(stretches, shape.tile))
-        inputs.upload()
+        if not shape.whole:
+            inputs.divide(cut(stretches, shape.tile))
         return works
-
-    def empty(self, shape: Shape) -> None:
-        """The inputs of a step in which nothing is done."""
-        self.fill(shape, [], {})
 
     def step(self, shape: Shape, tokens: Tensor) -> Tensor:
         """What a graph consists of: reads the inputs, writes the first of `tokens`.

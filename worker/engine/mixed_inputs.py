@@ -1,18 +1,17 @@
 """What a step with pieces of prompts reads, at addresses that do not change: as `static_inputs`, a column a row.
 
-Such a step has rows of answers, one a sequence, and rows of prompts, several. All its numbers lie side by side, so that
-one copy takes them to the device, and steps of all shapes lie in the same memory.
+Such a step has rows of answers, one a sequence, and rows of prompts, several. All its numbers lie side by side behind
+those of the sampler, so that one copy takes them to the device, and steps of all shapes lie in the same memory.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from worker.engine.gpu.prompts import FIELDS, Tile, item_array, tile_for
-from worker.engine.gpu.tiles import Item, most_items
-from worker.engine.static_inputs import Reads
+from worker.engine.gpu.prompts import Tile, tile_for
+from worker.engine.gpu.tiles import FIELDS, most_items
+from worker.engine.static_inputs import Reads, StaticInputs
 
 
 class Shape(NamedTuple):
@@ -77,16 +76,12 @@ class MixedInputs:
     items   as `worker.engine.gpu.prompts` has them.
     """
 
-    def __init__(self, shape: Shape, memory: "Mirror") -> None:
-        self.shape, self._memory = shape, memory
-        parts = Parts.of(memory.there, shape)
+    def __init__(self, shape: Shape, inputs: StaticInputs) -> None:
+        """In the numbers of `inputs`."""
+        parts = Parts.of(inputs.numbers, shape)
         self.items, self.slots, self.chosen = parts.items, parts.slots, parts.chosen
         self.reads = Reads(parts.given, parts.sources, parts.positions, parts.places)
-        self.host = Columns(*(part.numpy() for part in Parts.of(memory.here, shape)))
-
-    def ready(self) -> None:
-        """Wait until the host's side may be written again."""
-        self._memory.ready()
+        self.host = Columns(*(part.numpy() for part in Parts.of(inputs.host_numbers, shape)))
 
     def clear(self, rows: int, sequences: int, slot: int) -> None:
         """Nobody's rows from `rows` on, nor choices from `sequences` on: they write to `slot`."""
@@ -96,32 +91,7 @@ class MixedInputs:
         host.slots[rows:] = slot
         host.chosen[sequences:] = 0
 
-    def divide(self, items: list[Item]) -> None:
+    def divide(self, items: np.ndarray) -> None:
         """Let the attention have these."""
-        self.host.items[: len(items)] = item_array(items)
+        self.host.items[: len(items)] = items
         self.host.items[len(items) :] = 0
-
-    def upload(self) -> None:
-        """Take the host's side to the device, behind what is launched already."""
-        self._memory.upload(self.shape.numbers)
-
-
-class Mirror:
-    """`numbers` int32 on the host, in pinned memory, and as many on the device."""
-
-    def __init__(self, numbers: int, device: torch.device) -> None:
-        pinned = device.type == "cuda"
-        self.here = torch.zeros(numbers, dtype=torch.int32, pin_memory=pinned)
-        self.there = self.here.to(device, copy=True)
-        self._copied = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
-
-    def ready(self) -> None:
-        """Wait for the last copy."""
-        if self._copied is not None:
-            self._copied.synchronize()
-
-    def upload(self, numbers: int) -> None:
-        """Copy the first of them."""
-        self.there[:numbers].copy_(self.here[:numbers], non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()

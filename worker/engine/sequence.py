@@ -29,12 +29,16 @@ class Sequence:
         token_bytes: Callable[[int], bytes],
         capacity: int,
         grammar: Matcher | None = None,
+        ids: "array[int] | None" = None,
     ) -> None:
-        """`capacity`: the most tokens that prompt and answer may have together; `grammar` has the resumed ones."""
+        """`capacity`: the most tokens that prompt and answer may have together; `grammar` has the resumed ones.
+
+        `ids`: those of the request as int64, where they have been packed already.
+        """
         self.request = request
         self.grammar = grammar
         self.submitted = time.monotonic()
-        self.ids = array("q", request.prompt_ids + request.resumed_ids)
+        self.ids = array("q", request.prompt_ids + request.resumed_ids) if ids is None else ids
         self.pending = 0
         self.plain = request.sampling.plain and grammar is None  # asked in every step
         self.cached_tokens: int | None = None  # of the prompt, when it was first admitted

@@ -42,18 +42,24 @@ class StaticInputs:
 
     given, sources, positions   int64, see `Reads`;
     keys, ints, floats   what `worker.engine.gpu.sampler` reads;
-    tables     int32 `[capacity, width]`, the blocks of the row's sequence.
+    tables     int32 `[capacity, width]`, the blocks of the row's sequence;
+    numbers    int32, as many as are asked for: for what else a step reads. `host_numbers` is their host's side.
     """
 
-    def __init__(self, capacity: int, width: int, device: torch.device) -> None:
+    def __init__(self, capacity: int, width: int, device: torch.device, *, numbers: int = 0) -> None:
         self.capacity, self.device = capacity, device
         self._pinned = device.type == "cuda"
-        self._host_words = torch.zeros(7, capacity, dtype=torch.int64, pin_memory=self._pinned)
+        self._first = -(-14 * capacity // 32) * 32  # of the numbers, which are read 16 bytes at a time
+        self._host = torch.zeros(self._first + numbers, dtype=torch.int32, pin_memory=self._pinned)
         self._host_tables = torch.zeros(capacity, width, dtype=torch.int32, pin_memory=self._pinned)
-        self._words, self.tables = self._host_words.to(device), self._host_tables.to(device)
+        self._there = self._host.to(device, copy=True)
+        self.tables = self._host_tables.to(device, copy=True)
+        self.numbers, self.host_numbers = self._there[self._first :], self._host[self._first :]
         self._copied = torch.cuda.Event() if self._pinned else None  # type: ignore[no-untyped-call]
-        self.given, self.sources, self.positions, self.keys, self.ints, self.floats = _parts(self._words)
-        arrays = [part.numpy() for part in (*_parts(self._host_words), self._host_tables)]
+        self.given, self.sources, self.positions, self.keys, self.ints, self.floats = _parts(
+            self._there, capacity
+        )
+        arrays = [part.numpy() for part in (*_parts(self._host, capacity), self._host_tables)]
         self.host = Host._make(arrays)
 
     def ready(self) -> None:
@@ -61,9 +67,12 @@ class StaticInputs:
         if self._copied is not None:
             self._copied.synchronize()
 
-    def upload(self, rows: int, *, tables: bool) -> None:
-        """Take the host's side to the device, behind what is launched already; of `tables` the first `rows`."""
-        self._words.copy_(self._host_words, non_blocking=True)
+    def upload(self, rows: int, *, tables: bool, numbers: int = 0) -> None:
+        """Take the host's side to the device, behind what is launched already; of `tables` the first `rows`.
+
+        All but the tables is one copy: each costs as much as a kernel.
+        """
+        self._there[: self._first + numbers].copy_(self._host[: self._first + numbers], non_blocking=True)
         if tables:
             self.tables[:rows].copy_(self._host_tables[:rows], non_blocking=True)
         if self._copied is not None:
@@ -78,8 +87,8 @@ class StaticInputs:
         to.copy_(values.pin_memory() if self._pinned else values, non_blocking=True)
 
 
-def _parts(words: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    capacity = words.shape[1]
+def _parts(numbers: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    words = numbers[: 14 * capacity].view(torch.int64).view(7, capacity)
     ints, floats = words[4].view(torch.int32), words[5:].view(torch.float32)
     return (
         words[0],

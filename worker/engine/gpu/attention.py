@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -10,7 +11,6 @@ from torch.nn.utils.rnn import pad_sequence
 from worker.engine.batch import Batch, Span, on_device
 from worker.engine.gpu import prompts
 from worker.engine.gpu.prompts import Pieces, PromptAttention
-from worker.engine.gpu.tiles import Stretch
 from worker.engine.kv_cache import KVCache
 from worker.model.gpu import support
 from worker.model.rope import Rotation
@@ -191,14 +191,14 @@ class _Plan(NamedTuple):
 
 def _plan_of(batch: Batch, cache: KVCache) -> _Plan:
     tables = pad_sequence([span.blocks for span in batch.spans], batch_first=True).to(torch.int32)
-    whole, stretches, first = [], list[Stretch](), batch.answers
+    whole, stretches, first = list[Span](), list[tuple[int, int, int, int]](), batch.answers
     for index, span in enumerate(batch.spans[first:], first):
         if prompts.by_cudnn(span.start, span.count, cache):
             whole.append(span)
         else:
-            stretches.append(Stretch(span.row - first, span.count, span.start, index))
+            stretches.append((span.row - first, span.count, span.start, index))
     if not stretches:
         return _Plan(tables, whole, None)
-    tile = prompts.tile_for(sum(stretch.rows for stretch in stretches))
-    items = on_device(prompts.item_array(prompts.cut(stretches, tile)), cache.device)
+    tile = prompts.tile_for(sum(rows for _, rows, _, _ in stretches))
+    items = on_device(prompts.cut(np.array(stretches), tile), cache.device)
     return _Plan(tables, whole, Pieces(batch.slots, tables, items, tile))

@@ -74,6 +74,37 @@ def _add_keys(
 
 
 @triton.jit
+def _ask_for(
+    keys,
+    values,
+    table,
+    head,
+    begin,
+    end,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BY_HEAD: tl.constexpr,
+):
+    """Have keys and values of positions `begin` to `end` brought into the chip's cache, 128 bytes at a time."""
+    n = tl.arange(0, 64)
+    some = tl.arange(0, 2) * (D // 2)
+    for first in range(begin, end, 64):
+        token = tl.minimum(first + n, end - 1)
+        line = _line(tl.load(table + token // PAGE), token % PAGE, head, H, PAGE, BY_HEAD)
+        at = line[:, None] * D + some[None, :]
+        for of in tl.static_range(2):
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+                "=r,l",
+                [(keys if of == 0 else values) + at],
+                dtype=tl.int32,
+                is_pure=False,
+                pack=1,
+            )
+
+
+@triton.jit
 def _tile(
     queries,
     keys,
@@ -184,6 +215,12 @@ def prompt_attention(
         part = tl.load(item + 4)
         parts = tl.load(item + 5)
         place = tl.load(item + 6)
+        if PDL:
+            # What was there before this step need not be waited for: it is on its way meanwhile.
+            past = tl.minimum(start, (part + 1) * tl.cdiv(start + count, parts))
+            _ask_for(
+                keys, values, table, head, part * tl.cdiv(start + count, parts), past, H, D, PAGE, BY_HEAD
+            )
         start_after_previous(PDL)
         if BM == FEW:
             _tile(
@@ -217,7 +254,7 @@ def add_parts(
     SPARE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (SPARE, heads): the items that are parts are among the first. Each adds up some rows of its tile."""
+    """Grid (SPARE, heads, adders): the items that are parts are among the first. Each adds up some rows of its tile."""
     head = tl.program_id(1)
     item = items + tl.program_id(0) * 8
     count = tl.load(item + 1)
@@ -230,7 +267,7 @@ def add_parts(
         i = tl.arange(0, SPARE)
         d = tl.arange(0, D)
         known = i < parts
-        for m in range(part, count, parts):
+        for m in range(part + parts * tl.program_id(2), count, parts * tl.num_programs(2)):
             line = ((place + i) * H + head) * ROOM + m
             # A part of whose keys a row sees none has left -1e30 as its top, and so counts for nothing.
             tops = tl.load(stats + line * 2, mask=known, other=-1e30)

@@ -1,6 +1,5 @@
 """Attention of rows whose keys and values are written to the pages first: pieces of prompts, answers beside them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from worker.engine.gpu import tiles
-from worker.engine.gpu.tiles import SPARE, Item
+from worker.engine.gpu.tiles import SPARE
 from worker.engine.kv_cache import KVCache
 from worker.model.gpu import support
 from worker.model.rope import Rotation
@@ -19,7 +18,7 @@ from worker.model.rope import Rotation
 # cuDNN plans for every length anew, 50 ms each: prompts are filled up to a multiple of this. Below the first multiple
 # that is worth it our own kernel is as fast.
 CUDNN_STEP, CUDNN_LEAST, CUDNN_MOST = 512, 1024, 8192
-FIELDS = 8  # int32 of an item, the last of them unused
+ADDERS = 8  # programs that add up the rows of a tile, a part and head
 STAGES = 3  # turns whose keys and values are under way
 FEW = 16  # rows of a tile that tensor cores take at once
 
@@ -57,14 +56,6 @@ class Pieces:
     tables: Tensor
     items: Tensor
     tile: Tile
-
-
-def item_array(found: Sequence[Item]) -> np.ndarray:
-    """int32 `[items, FIELDS]`."""
-    array = np.zeros((len(found), FIELDS), np.int32)
-    if found:
-        array[:, : len(Item._fields)] = np.array(found)
-    return array
 
 
 class PromptAttention:
@@ -141,7 +132,7 @@ class PromptAttention:
             **({"launch_pdl": True} if launch else {}),
         )
         if tile.spare:
-            add_parts[(min(SPARE, len(pieces.items)), heads)](
+            add_parts[(min(SPARE, len(pieces.items)), heads, ADDERS)](
                 pieces.items,
                 out,
                 partial,
@@ -151,7 +142,7 @@ class PromptAttention:
                 ROOM=ROOM,
                 SPARE=SPARE,
                 PDL=launch,
-                num_warps=4,
+                num_warps=1,
                 **({"launch_pdl": True} if launch else {}),
             )
 
@@ -164,8 +155,8 @@ class PromptAttention:
         return self._rooms[size]
 
 
-def cut(stretches: Sequence[tiles.Stretch], tile: Tile) -> list[Item]:
-    """As `worker.engine.gpu.tiles` says."""
+def cut(stretches: np.ndarray, tile: Tile) -> np.ndarray:
+    """As `worker.engine.gpu.tiles.items`."""
     return tiles.items(stretches, tile.rows, tile.spare)
 
 

@@ -1,40 +1,17 @@
-"""How the rows of a step are cut up for attention: what each program of `prompt_attention` has to do. Python alone.
+"""How the rows of a step are cut up for attention: what each program of `prompt_attention` has to do.
 
 A tile is a few rows of one sequence that follow each other; it goes over the keys of all positions up to its last row.
 Where there are few tiles and one has many keys, the keys are cut into parts, a program each.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import numpy as np
 
-LEAST = 256  # keys of a part
+LEAST = 128  # keys of a part
+PER_TILE = 64  # and so many more for each tile there is: many tiles fill the device anyway
 SPARE = (
     16  # the most parts that tiles which are cut have together; so many more items than tiles there can be
 )
-
-
-class Stretch(NamedTuple):
-    """`rows` of a step from `first` on: one sequence's positions from `start` on, its blocks in row `table`."""
-
-    first: int
-    rows: int
-    start: int
-    table: int
-
-
-class Item(NamedTuple):
-    """A tile, as in `Stretch`, and which part of its keys: `part` of `parts`.
-
-    place  where the tile's first part leaves what it found, if there are several; the others' places follow.
-    """
-
-    first: int
-    rows: int
-    start: int
-    table: int
-    part: int
-    parts: int
-    place: int
+FIELDS = 8  # int32 of an item
 
 
 def most_items(rows: int, sequences: int, tile: int, spare: int = SPARE) -> int:
@@ -42,26 +19,31 @@ def most_items(rows: int, sequences: int, tile: int, spare: int = SPARE) -> int:
     return min(rows, sequences + rows // tile) + spare
 
 
-def items(stretches: Iterable[Stretch], tile: int, spare: int = SPARE) -> list[Item]:
-    """Tiles of up to `tile` rows, those with most keys first: short ones fill the gaps at the end, and whatever is cut is
-    among the first `spare` items.
+def items(stretches: np.ndarray, tile: int, spare: int = SPARE) -> np.ndarray:
+    """int32 `[items, FIELDS]` of tiles of up to `tile` rows; those with most keys first, whatever is cut among them.
 
-    A tile's share of the `spare` parts is that of its keys in all keys.
+    stretches  integers `[n, 4]`: a first row and how many follow with it, which are a sequence's positions from a
+               third number on; in the fourth row of the tables are its blocks.
+
+    An item has the same four of its tile, then its part, how many parts there are, and the place where the tile's first
+    part leaves what it found: the others' places follow. The last number is none. A tile's share of the `spare` parts
+    is that of its keys in all keys.
     """
-    tiles = [
-        Stretch(first + at, min(tile, rows - at), start + at, table)
-        for first, rows, start, table in stretches
-        for at in range(0, rows, tile)
-    ]
-    tiles.sort(key=_keys, reverse=True)
-    total, place, found = sum(map(_keys, tiles)), 0, list[Item]()
-    for one in tiles:
-        keys = _keys(one)
-        parts = max(1, min(keys // LEAST, spare * keys // total))
-        found += [Item(*one, part, parts, place) for part in range(parts)]
-        place += parts if parts > 1 else 0
+    first, rows, start, table = stretches.T
+    tiles = -(-rows // tile)
+    of = np.repeat(np.arange(len(tiles)), tiles)
+    at = tile * (np.arange(len(of)) - np.repeat(np.cumsum(tiles) - tiles, tiles))
+    cut = np.stack([first[of] + at, np.minimum(tile, rows[of] - at), start[of] + at, table[of]], 1)
+    keys = cut[:, 1] + cut[:, 2]
+    order = np.argsort(-keys, kind="stable")
+    keys = keys[order]
+    least = max(LEAST, PER_TILE * len(keys))
+    parts = np.maximum(1, np.minimum(keys // least, spare * keys // max(1, keys.sum())))
+    behind = np.cumsum(parts)
+    found = np.zeros((behind[-1] if len(behind) else 0, FIELDS), np.int32)
+    found[:, :4] = cut[order].repeat(parts, 0)
+    found[:, 4] = np.arange(len(found)) - np.repeat(behind - parts, parts)
+    found[:, 5] = parts.repeat(parts)
+    places = np.where(parts > 1, parts, 0)
+    found[:, 6] = np.repeat(np.cumsum(places) - places, parts)
     return found
-
-
-def _keys(tile: Stretch) -> int:
-    return tile.start + tile.rows

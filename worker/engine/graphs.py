@@ -120,13 +120,12 @@ class GraphRunner(EagerRunner):
     @torch.inference_mode()
     def launch(self, plan: Several[Work]) -> Launched:
         """As `Runner` says."""
-        shape, scored = None, any(map(scores, plan))
-        if self._mixed is not None and not scored and len(plan) <= self._inputs.capacity:
-            shape = self._mixed.shape_for(plan)
-        if plan[-1].count == 1 and len(plan) <= self._buckets[-1] and not scored:
-            works = list(plan)
+        works, known = list(plan), dict[int, Outcome]()
+        if any(map(scores, plan)):
+            works, known = self._plain_step(plan)
+        elif plan[-1].count == 1 and len(plan) <= self._buckets[-1]:
             known = self._choose_otherwise(works, self._decode_step(plan))
-        elif self._mixed is not None and shape is not None:
+        elif self._mixed is not None and (shape := self._mixed.shape_for(plan)) is not None:
             works, hidden = self._shaped_step(self._mixed, shape, plan)
             known = self._choose_otherwise(works, hidden)
         else:
@@ -220,7 +219,7 @@ class GraphRunner(EagerRunner):
     def _choose_otherwise(self, works: Several[Work], hidden: Tensor) -> dict[int, Outcome]:
         """By id() of their work: the tokens that the device's sampler cannot choose. `hidden`: a row for each work.
 
-        These rows go through the head again: keeping the logits of every graph would take gigabytes.
+        These rows go through the head again: keeping the logits of every graph would take most of a gigabyte.
         """
         rows = [
             row

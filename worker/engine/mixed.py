@@ -14,6 +14,7 @@ from torch import Tensor
 from worker.engine.attention import PieceAttention
 from worker.engine.gpu.prompts import Pieces, cut
 from worker.engine.gpu.sampler import GreedySampler, TritonSampler
+from worker.engine.gpu.tiles import FIELDS
 from worker.engine.kv_cache import KVCache
 from worker.engine.mixed_inputs import MixedInputs, Shape
 from worker.engine.scheduler import Work
@@ -25,6 +26,7 @@ from worker.model.rope import Rotation
 # Rows that a step is filled up to: of one prompt alone, of several sequences, of a whole prompt by other kernels.
 ROWS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 WHOLE = (1024, 1536, 2048)
+NOTHING = np.zeros((0, FIELDS), np.int32)
 
 
 def shapes_for(attention: PieceAttention, cache: KVCache, sequences: int) -> list[Shape]:
@@ -58,10 +60,10 @@ class MixedSteps:
         self._inputs = {shape: MixedInputs(shape, inputs) for shape in shapes}
 
     def shape_for(self, plan: Several[Work]) -> Shape | None:
-        """The least that the plan fits into."""
+        """The least that the plan fits into, if there is one."""
         rows, alone = sum(work.count for work in plan), len(plan) == 1
         for shape in self.shapes:
-            fits = shape.rows >= rows and alone == (shape.sequences == 1)
+            fits = shape.rows >= rows and shape.sequences >= len(plan) and alone == (shape.sequences == 1)
             if fits and (not shape.whole or plan[0].start == 0):
                 return shape
         return None
@@ -105,7 +107,7 @@ class MixedSteps:
         host.chosen[: len(works)], host.places[chosen] = chosen, np.arange(len(works))
         inputs.clear(row, len(works), self._scratch)
         if not shape.whole:
-            inputs.divide(cut(stretches, shape.tile))
+            inputs.divide(cut(stretches, shape.tile) if plan else NOTHING)
         return works
 
     def step(self, shape: Shape, tokens: Tensor) -> Tensor:

@@ -29,21 +29,26 @@ def items(stretches: np.ndarray, tile: int, spare: int = SPARE) -> np.ndarray:
     part leaves what it found: the others' places follow. The last number is none. A tile's share of the `spare` parts
     is that of its keys in all keys.
     """
-    first, rows, start, table = stretches.T
-    tiles = -(-rows // tile)
-    of = np.repeat(np.arange(len(tiles)), tiles)
-    at = tile * (np.arange(len(of)) - np.repeat(np.cumsum(tiles) - tiles, tiles))
-    cut = np.stack([first[of] + at, np.minimum(tile, rows[of] - at), start[of] + at, table[of]], 1)
+    cut = stretches if (stretches[:, 1] <= tile).all() else _tiles(stretches, tile)
     keys = cut[:, 1] + cut[:, 2]
     order = np.argsort(-keys, kind="stable")
     keys = keys[order]
     least = max(LEAST, PER_TILE * len(keys))
-    parts = np.maximum(1, np.minimum(keys // least, spare * keys // max(1, keys.sum())))
-    behind = np.cumsum(parts)
-    found = np.zeros((behind[-1] if len(behind) else 0, FIELDS), np.int32)
-    found[:, :4] = cut[order].repeat(parts, 0)
-    found[:, 4] = np.arange(len(found)) - np.repeat(behind - parts, parts)
-    found[:, 5] = parts.repeat(parts)
-    places = np.where(parts > 1, parts, 0)
-    found[:, 6] = np.repeat(np.cumsum(places) - places, parts)
+    parts = np.maximum(1, np.minimum(keys // least, spare * keys // keys.sum()))
+    begin = np.cumsum(parts) - parts
+    of = np.repeat(np.arange(len(parts)), parts)
+    found = np.zeros((len(of), FIELDS), np.int32)
+    found[:, :4] = cut[order[of]]
+    found[:, 6] = begin[of]  # those that are cut are the first
+    found[:, 4] = np.arange(len(of)) - found[:, 6]
+    found[:, 5] = parts[of]
     return found
+
+
+def _tiles(stretches: np.ndarray, tile: int) -> np.ndarray:
+    """The same of up to `tile` rows each."""
+    first, rows, start, table = stretches.T
+    tiles = -(-rows // tile)
+    of = np.repeat(np.arange(len(tiles)), tiles)
+    at = tile * (np.arange(len(of)) - np.repeat(np.cumsum(tiles) - tiles, tiles))
+    return np.stack([first[of] + at, np.minimum(tile, rows[of] - at), start[of] + at, table[of]], 1)

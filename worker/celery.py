@@ -27,6 +27,8 @@ PURGE_SECONDS = 60.0
 app = broker.make_app(load(BrokerSettings).redis_url)
 app.conf.update(
     imports=["worker.tasks"],
+    # Threads: jobs wait for the engine or the network, not for the interpreter; and nothing may fork after CUDA.
+    worker_pool="worker.pool:Pool",
     beat_schedule={
         "sweep": {
             "task": broker.SWEEP_TASK,

@@ -28,8 +28,6 @@ def command(role: Role) -> list[str]:
     return [
         *celery,
         "worker",
-        # Jobs wait for the engine or the network, not for the interpreter; and nothing may fork after CUDA.
-        "--pool=threads",
         f"--concurrency={settings.concurrency}",
         f"--queues={queues}",
         f"--hostname={role}@%h",

@@ -104,6 +104,7 @@ def test_what_the_worker_reads(
         "model": settings.model_name,
         "instructions": None,
         "background": True,
+        "followed": True,
         "store": True,
         "metadata": {},
         "max_output_tokens": None,

@@ -27,6 +27,5 @@ def test_command_lines(role: celery_command.Role, monkeypatch: pytest.MonkeyPatc
     if role == "beat":
         assert "beat" in argv
         return
-    assert "--pool=threads" in argv
     assert "--concurrency=7" in argv
     assert ("--queues=generate" in argv) == (role == "generate")

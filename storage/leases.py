@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from storage import clock, homes, metrics, outbox, queue, terminal
-from storage.database import changed
+from storage.database import changed, loaded
 from storage.errors import LeaseLost
 from storage.models import OutputChunk, Response
 from storage.scores import Entry
@@ -40,6 +40,9 @@ BACKOFF_LIMIT_SECONDS = 60.0
 # A queued job that nobody claimed is announced again after this time.
 KNOCK_AGAIN_SECONDS = 5.0
 SWEEP_BATCH = 64
+
+
+ROWS = Response.__table__.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +127,17 @@ def _claim() -> Executable:
     )
     # The second is looked for where there is no first.
     candidate = func.coalesce(own, first(homes.open_to(worker)))
-    return (
-        update(Response)
-        .where(Response.id == candidate, queue.is_queued())
+    return loaded(
+        update(Response.__table__)  # type: ignore[arg-type]
+        .where(ROWS.id == candidate, queue.is_queued())
         .values(
             status="in_progress",
-            attempt=Response.attempt + 1,
+            attempt=ROWS.attempt + 1,
             worker=worker,
             lease_expires_at=clock.now() + bindparam("lease_seconds", type_=Double),
-            started_at=func.coalesce(Response.started_at, clock.now()),
+            started_at=func.coalesce(ROWS.started_at, clock.now()),
         )
-        .returning(Response)
-        .execution_options(populate_existing=True, synchronize_session=False)
+        .returning(*ROWS)
     )
 
 
@@ -173,7 +175,6 @@ def seconds_left(session: Session, response: Response) -> float:
 
 
 # Built once, and without the unit of work: each running answer sends these about every second.
-ROWS = Response.__table__.c
 RENEW = (
     update(Response.__table__)  # type: ignore[arg-type]
     .where(ROWS.id == bindparam("response"), ROWS.attempt == bindparam("held"), ROWS.status == "in_progress")

@@ -16,6 +16,7 @@ from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from storage import clock, conversations, metrics, output_items, react, turns, webhooks
+from storage.database import loaded
 from storage.errors import LeaseLost
 from storage.models import Item, Json, Response
 
@@ -53,13 +54,10 @@ class Failure:
 
 
 # Built once: to build it takes longer than to run it.
-CLOSE = (
-    update(Response)
-    .where(
-        Response.id == bindparam("response"),
-        Response.attempt == bindparam("held"),
-        Response.status == "in_progress",
-    )
+ROWS = Response.__table__.c
+CLOSE = loaded(
+    update(Response.__table__)  # type: ignore[arg-type]
+    .where(ROWS.id == bindparam("response"), ROWS.attempt == bindparam("held"), ROWS.status == "in_progress")
     .values(
         status=bindparam("ending"),
         usage=bindparam("used"),
@@ -68,8 +66,7 @@ CLOSE = (
         completed_at=clock.now(),
         lease_expires_at=None,
     )
-    .returning(Response)
-    .execution_options(populate_existing=True, synchronize_session=False)
+    .returning(*ROWS)
 )
 
 ITEMS = Item.__table__.c

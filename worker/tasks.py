@@ -13,11 +13,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from storage import broker, leases, publisher, retention, stream, webhook_tries
 from storage.salvage import Salvage
 from worker import delivery, generation, runtime
+from worker.hints import HintTask
 
 log = structlog.get_logger(__name__)
 
 
-@shared_task(name=broker.TASKS["generate"])
+@shared_task(name=broker.TASKS["generate"], base=HintTask)
 def generate(response_id: str) -> None:
     """There is work, `response_id` for one: run jobs until there is none left or the worker must go."""
     here = runtime.current()
@@ -25,7 +26,7 @@ def generate(response_id: str) -> None:
         generation.run_all(here)
 
 
-@shared_task(name=broker.TASKS["webhooks"])
+@shared_task(name=broker.TASKS["webhooks"], base=HintTask)
 def deliver(delivery_id: str) -> None:
     """A webhook is due."""
     try:
@@ -34,7 +35,7 @@ def deliver(delivery_id: str) -> None:
         log.error("database unreachable, the webhook waits", delivery_id=delivery_id, cause=str(trouble))
 
 
-@shared_task(name=broker.SWEEP_TASK)
+@shared_task(name=broker.SWEEP_TASK, base=HintTask)
 def sweep() -> None:
     """Take back lost jobs, announce what nobody heard, and send what the outbox still holds."""
     here = runtime.current()
@@ -60,7 +61,7 @@ def sweep() -> None:
         )
 
 
-@shared_task(name=broker.PURGE_TASK)
+@shared_task(name=broker.PURGE_TASK, base=HintTask)
 def purge() -> None:
     """Delete what has outlived its time."""
     here = runtime.current()

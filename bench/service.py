@@ -78,7 +78,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Load:
-    """So many jobs of one size, and how many at a time."""
+    """So many jobs, and how many at a time.
+
+    Answers are from half to one and a half times `answer_tokens` long. Were all of one length, an engine without a
+    service would read all prompts in one step and end all answers in another, which no engine does whose callers come
+    and go.
+    """
 
     jobs: int
     callers: int
@@ -92,6 +97,12 @@ class Load:
             " ".join([str(draw.randrange(10**9)), *draw.choices(WORDS, k=self.prompt_words)])
             for _ in range(self.jobs)
         ]
+
+    def asked(self, seed: int) -> list[dict[str, Any]]:
+        """The bodies of the requests."""
+        draw = random.Random(seed)
+        shortest, longest = -(-self.answer_tokens // 2), self.answer_tokens * 3 // 2
+        return [body(text, draw.randint(shortest, longest)) for text in self.texts(seed)]
 
 
 def body(text: str, tokens: int, **more: object) -> dict[str, Any]:
@@ -131,9 +142,8 @@ def _run_alone(pipe: Connection, config: EngineConfig) -> None:
     while (wanted := pipe.recv()) is not None:
         load, seed = wanted
         requests = []
-        for number, text in enumerate(load.texts(seed)):
-            asked = body(text, load.answer_tokens)
-            item = {"role": "user", "content": [{"text": text}]}
+        for number, asked in enumerate(load.asked(seed)):
+            item = {"role": "user", "content": [{"text": asked["input"]}]}
             built = prompt.build(
                 [Said(item)],
                 asked,
@@ -159,9 +169,9 @@ def _run_alone(pipe: Connection, config: EngineConfig) -> None:
         pipe.send(produced / (time.perf_counter() - begin))
 
 
-async def served(stack: Stack, load: Load, seed: int) -> float:
-    """Answer tokens per second through the service, `callers` at a time."""
-    texts, produced = load.texts(seed), 0
+async def served(stack: Stack, load: Load, seed: int) -> tuple[float, list[float]]:
+    """Answer tokens per second through the service, `callers` at a time, and the milliseconds of each call."""
+    waiting, produced, took = load.asked(seed), 0, list[float]()
     async with httpx.AsyncClient(
         base_url=stack.base_url,
         headers=stack.key("bench"),
@@ -172,13 +182,28 @@ async def served(stack: Stack, load: Load, seed: int) -> float:
 
         async def caller() -> None:
             nonlocal produced
-            while texts:
-                answer = await client.post("/v1/responses", json=body(texts.pop(), load.answer_tokens))
+            while waiting:
+                begun = time.perf_counter()
+                answer = await client.post("/v1/responses", json=waiting.pop())
                 produced += answer.raise_for_status().json()["usage"]["output_tokens"]
+                took.append(1000 * (time.perf_counter() - begun))
 
         begin = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(load.callers)))
-        return produced / (time.perf_counter() - begin)
+        return produced / (time.perf_counter() - begin), took
+
+
+def stretches(stack: Stack, jobs: int) -> tuple[list[float], list[float]]:
+    """Of the newest jobs the milliseconds from acceptance to claim, and from claim to end."""
+    newest = select(Response).order_by(Response.created_at.desc()).limit(jobs)
+    with stack.database.read() as session:
+        rows = [
+            (job.created_at, job.started_at or 0.0, job.completed_at or 0.0)
+            for job in session.scalars(newest)
+        ]
+    return [1000 * (begun - made) for made, begun, _ in rows], [
+        1000 * (end - begun) for _, begun, end in rows
+    ]
 
 
 def throughput(stack: Stack, alone: Alone, load: Load, repeats: int) -> Iterator[Figure]:
@@ -186,15 +211,21 @@ def throughput(stack: Stack, alone: Alone, load: Load, repeats: int) -> Iterator
     warm = Load(load.callers, load.callers, load.prompt_words, 4)
     alone.tokens_per_second(warm, 1000)
     asyncio.run(served(stack, warm, 1001))
-    own, through = [], []
+    own, through, calls, waits, runs = [], [], list[float](), list[float](), list[float]()
     for repeat in range(repeats):
         own.append(alone.tokens_per_second(load, 2 * repeat))
-        through.append(asyncio.run(served(stack, load, 2 * repeat + 1)))
+        rate, took = asyncio.run(served(stack, load, 2 * repeat + 1))
+        through.append(rate)
+        waited, ran = stretches(stack, load.jobs)
+        calls, waits, runs = [*calls, *took], [*waits, *waited], [*runs, *ran]
     what = f"{load.callers} callers, answers of {load.answer_tokens}"
     yield Figure(f"{what}: the engine alone", "tok/s", own)
     yield Figure(f"{what}: through the service", "tok/s", through)
     ratios = [one / other for one, other in zip(through, own, strict=True)]
     yield Figure("  of the engine's own", "", ratios, target=0.95)
+    yield Figure("  a call of its callers", "ms", calls)
+    yield Figure("  of it from acceptance to claim", "ms", waits)
+    yield Figure("  of it from claim to end", "ms", runs)
 
 
 def latency(stack: Stack, alone: Alone, times: int) -> Iterator[Figure]:
@@ -210,9 +241,7 @@ def latency(stack: Stack, alone: Alone, times: int) -> Iterator[Figure]:
             began = time.perf_counter()
             client.post("/v1/responses", json=body(text, 1)).raise_for_status()
             whole.append(1000 * (time.perf_counter() - began))
-    newest = select(Response).order_by(Response.created_at.desc()).limit(times)
-    with stack.database.read() as session:
-        waited = [1000 * ((job.started_at or 0) - job.created_at) for job in session.scalars(newest)]
+    waited, _ = stretches(stack, times)
     yield Figure("one token through the service, idle", "ms", whole)
     yield Figure("  in the engine alone", "ms", own)
     added = [statistics.median(whole) - statistics.median(own)]

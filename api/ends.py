@@ -11,10 +11,12 @@ from collections.abc import Callable
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import TimeoutError as Silence
 
 from storage import stream
 
-LISTEN_SECONDS = 5.0
+# After so long without a word the server is asked for one, and after as long again it counts as gone.
+LISTEN_SECONDS = 2.5
 # A job may end before the request that made it has begun to wait.
 REMEMBERED = 4096
 
@@ -38,18 +40,24 @@ class Ends:
         """
         redis = Redis.from_url(
             self._redis_url,
+            socket_timeout=5,
             socket_connect_timeout=2,
-            health_check_interval=int(LISTEN_SECONDS),
             protocol=2,
             decode_responses=True,
             retry=Retry(NoBackoff(), 0),  # whoever calls this asks SQL instead, and tries again
         )
         async with redis, redis.pubsub() as subscription:
             await subscription.subscribe(stream.ENDED)
+            silent = False
             while True:
                 message = await subscription.get_message(timeout=LISTEN_SECONDS)
                 if message is None:
+                    if silent:
+                        raise Silence("the server of the subscription says nothing any more")
+                    silent = True
+                    await subscription.ping()
                     continue
+                silent = False
                 if message["type"] == "subscribe":
                     listening()
                 elif message["type"] == "message":

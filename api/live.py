@@ -148,7 +148,7 @@ class Live:
             yield watch
         finally:
             watch.holders -= 1
-            if watch.holders == 0:
+            if watch.holders == 0 and self._watches.get(response_id) is watch:
                 del self._watches[response_id]
 
     def _open(self) -> list[Watch]:
@@ -250,7 +250,7 @@ class Live:
             now = self._now()
             if any(watch.due <= now for watch in watches):
                 # Whatever would be asked soon is asked along: one question costs little more than another.
-                due = [watch for watch in watches if watch.due <= now + TOGETHER_SECONDS]
+                due = [watch for watch in watches if watch.due <= now or self._comes_along(watch, now)]
                 for start in range(0, len(due), SQL_BATCH):
                     await self._ask(due[start : start + SQL_BATCH])
                 continue
@@ -259,6 +259,10 @@ class Live:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if pause is None else pause - self._now()):
                     await self._ask_more.wait()
+
+    @staticmethod
+    def _comes_along(watch: Watch, now: float) -> bool:
+        return watch.due <= now + TOGETHER_SECONDS and watch.asked + SOON_SECONDS <= now
 
     async def _ask(self, watches: list[Watch]) -> None:
         asked = {watch: watch.question() for watch in watches}
@@ -287,16 +291,20 @@ class Live:
         shown = news.shown.get(watch.response_id)
         if standing.ended:
             if not question.result:
-                # Whoever wants more than its end has come meanwhile, and asks.
                 tail.ended = not (watch.followers or watch.readers)
+                watch.due = 0.0  # else somebody has come meanwhile who wants more than its end
             elif question.stored is None and watch.followers:
-                pass  # began to follow meanwhile, and needs the tokens first
+                watch.due = 0.0  # began to follow meanwhile, and needs the tokens first
             elif shown is None:
                 tail.vanish()
             else:
                 tail.close(*shown)
         elif shown is not None:
             tail.open(*shown)
+        if tail.ended and question.stored is None:
+            self._watches.pop(
+                watch.response_id, None
+            )  # whoever comes now may want the tokens, which it lacks
         watch.due = min(watch.due, self._now() + self._pause(watch))
         watch.tell()
 
@@ -329,7 +337,7 @@ class Live:
 
 
 async def _for_ever(work: Callable[[], Awaitable[None]]) -> None:
-    """Run one of the two loops. A defect in it must not leave every stream of the process standing."""
+    """Run one of the loops. A defect in it must not leave every stream of the process standing."""
     while True:
         try:
             await work()

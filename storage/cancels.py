@@ -1,6 +1,7 @@
 """Tells workers at once that a running job is to be cancelled: a hint over Redis pub/sub.
 
-The wish itself stands in SQL, where the worker's next checkpoint finds it: a hint that nobody heard costs a second.
+The wish itself stands in SQL, where the worker's next checkpoint finds it: a hint that nobody heard costs the time until
+then.
 """
 
 from __future__ import annotations

@@ -47,14 +47,16 @@ def add(session: Session, queue: Queue, subject: str) -> None:
 
 
 def written(session: Session) -> list[Owed]:
-    """Return what this session has added and not rolled back."""
+    """Return what this session's transaction has added, and perhaps what a savepoint has undone."""
     found: list[Owed] = session.info.get(WRITTEN, [])
     return found
 
 
 @event.listens_for(Session, "after_rollback")
 def _forget(session: Session) -> None:
-    session.info.pop(WRITTEN, None)
+    # A savepoint's rollback leaves what was written before it. What was written behind it is sent in vain.
+    if not session.in_nested_transaction():
+        session.info.pop(WRITTEN, None)
 
 
 def pending(session: Session, limit: int) -> list[Owed]:

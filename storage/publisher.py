@@ -145,6 +145,9 @@ class Publisher:
                 if reachable:  # say it once, not every two seconds of an outage
                     log.warning("broker or database unreachable, jobs stay queued in SQL", cause=str(trouble))
                 reachable = False
+            except Exception:
+                log.exception("defect")
+                time.sleep(TICK_SECONDS)
             else:
                 if not reachable:
                     log.info("broker reachable again, the outbox is sent")

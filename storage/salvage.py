@@ -26,8 +26,8 @@ class Salvage:
 
     def __call__(self, session: Session, response: Response) -> None:
         """Seal the attempt's live tail and store what SQL lacks of it. The caller has locked the response's row."""
-        if not self._reachable:
-            return
+        if not self._reachable or not response.request.get("followed", True):
+            return  # the latter has no live tail
         try:
             live = stream.seal(self._redis, response.id, response.attempt).chunk
         except RedisError as trouble:

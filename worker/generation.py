@@ -127,7 +127,7 @@ def _run(attempt: Attempt) -> None:
         log.exception("attempt failed")
         attempt.lose()
     finally:
-        attempt.closed = True
+        attempt.close()
         generator.engine.cancel(attempt.request_id)
         if attempt.abandoned:
             generator.tail.forget(response.id, response.attempt)
@@ -148,6 +148,7 @@ class Attempt:
     stored: int = 0
     next_checkpoint: float = 0.0
     closed: bool = False
+    taking: threading.Lock = field(default_factory=threading.Lock)
     abandoned: bool = True
     claimed_at: float = field(default_factory=time.monotonic)
     told: bool = False  # whether this attempt has produced a token
@@ -220,8 +221,14 @@ class Attempt:
                 log.warning("the engine died, going on with a new one", tokens=len(self.answer))
         self._finish(ended, built)
 
+    def close(self) -> None:
+        """Take nothing more: what the engine still says is in neither copy of the log."""
+        with self.taking:
+            self.closed = True
+
     def lose(self) -> None:
         """Count the attempt as lost now instead of when its lease runs out."""
+        self.close()  # what is taken behind what is stored here would have been shown and taken back
         try:
             with self.runtime.database.begin() as session:
                 ended = leases.lose(
@@ -299,9 +306,12 @@ class Attempt:
                 self.generator.engine.cancel(request.request_id)
 
     def _take(self, event: Tokens) -> None:
-        # In the engine's thread. What reaches the live tail behind the end of this attempt, its fence refuses.
-        if self.closed:
-            return
+        # In the engine's thread.
+        with self.taking:
+            if not self.closed:
+                self._append(event)
+
+    def _append(self, event: Tokens) -> None:
         if not self.told:
             self.told = True
             metrics.FIRST_TOKEN.observe(time.monotonic() - self.claimed_at)

@@ -1,4 +1,4 @@
-"""Writes the live tails of all running answers to Redis: one pipelined round trip every few milliseconds.
+"""Writes live tails, and word of ends, to Redis: one pipelined round trip every few milliseconds for all answers.
 
 Redis is a copy here. While it is away, tokens of running answers wait in memory, bounded by the answers'
 own lengths, and readers fall back on the checkpoints in SQL.
@@ -94,6 +94,7 @@ class TailWriter:
                 log.info("live events of a stale attempt refused", response_ids=stale)
         except RedisError:
             with self._lock:
+                self._untailed |= untailed  # nothing else tells these ends
                 for key, chunk in pending.items():
                     if key in ended:
                         continue  # SQL has all of it, and its readers look there

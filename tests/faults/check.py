@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,8 +34,12 @@ def check(history: Sequence[Record], after: Snapshot, secrets: Mapping[str, str]
     return breaches + every_end_is_told(history, after, secrets)
 
 
+# What no fault from outside raises: a mistake in the program, or in what a fault has put into it.
+DEFECT = re.compile(r"(?:TypeError|AttributeError|NameError|KeyError|IndexError|AssertionError): [^\"\\]*")
+
+
 def clean_logs(logs: Sequence[Path], secrets: Mapping[str, str]) -> list[Breach]:
-    """No secret and no prompt stands in a log. `secrets` names each of them."""
+    """No secret, no prompt and no defect stands in a log. `secrets` names each of them."""
     breaches = []
     for log in logs:
         text = log.read_text(errors="replace") if log.exists() else ""
@@ -41,5 +47,9 @@ def clean_logs(logs: Sequence[Path], secrets: Mapping[str, str]) -> list[Breach]
             Breach("no secret and no prompt in logs", log.name, f"{what} stands in it")
             for what, secret in secrets.items()
             if secret in text
+        ]
+        breaches += [
+            Breach("no defect in logs", log.name, f"{times} times {what}")
+            for what, times in Counter(DEFECT.findall(text)).items()
         ]
     return breaches

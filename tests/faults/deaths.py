@@ -71,9 +71,9 @@ def in_worker() -> None:
 
     end = tail.TailWriter.end
 
-    def dying_end(self: tail.TailWriter, response_id: str, attempt: int) -> None:
+    def dying_end(self: tail.TailWriter, *of: Any, **options: Any) -> None:
         here(WORKER_AFTER_END)
-        end(self, response_id, attempt)
+        end(self, *of, **options)
 
     tail.TailWriter.end = dying_end  # type: ignore[method-assign]
 

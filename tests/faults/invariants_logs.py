@@ -83,13 +83,14 @@ def progress_is_kept(history: Sequence[Record], after: Snapshot) -> list[Breach]
         for before, entry in pairwise(entries):
             if entry["attempt"] == before["attempt"]:
                 continue
+            own = [one for one in entries if one["attempt"] == before["attempt"]]
+            old = [one for one in entries if one["attempt"] < before["attempt"]]
+            # Of what came before that attempt, no more than it knew itself: if that was less, it was judged for it.
             safe = max(
-                (
-                    one["first"] + len(one["tokens"])
-                    for one in entries
-                    if one["attempt"] < entry["attempt"] and one["t"] < before["t"] - SET_BACK_SECONDS
+                _told_until(own, before["t"] - SET_BACK_SECONDS),
+                min(
+                    _told_until(old, before["t"] - SET_BACK_SECONDS), own[0]["first"] + len(own[0]["tokens"])
                 ),
-                default=0,
             )
             # It may tell again what went before, where the stream had lost it: its first entry then holds all of that.
             known = entry["first"] + len(entry["tokens"])
@@ -97,6 +98,10 @@ def progress_is_kept(history: Sequence[Record], after: Snapshot) -> list[Breach]
                 words = f"attempt {entry['attempt']} knew {known} tokens, readers were beyond {safe}"
                 breaches.append(Breach(name, response_id, words, entry["t"]))
     return breaches
+
+
+def _told_until(entries: Sequence[Record], moment: float) -> int:
+    return max((one["first"] + len(one["tokens"]) for one in entries if one["t"] < moment), default=0)
 
 
 def one_event_log(history: Sequence[Record], after: Snapshot) -> list[Breach]:

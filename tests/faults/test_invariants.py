@@ -147,6 +147,23 @@ def an_attempt_began_anew(history: list[Record], after: Snapshot) -> None:
     ]
 
 
+def a_third_attempt_lost_what_the_second_knew(history: list[Record], after: Snapshot) -> None:
+    an_attempt_was_set_back(history, after)
+    history[-1] = {**history[-1], "first": 0, "tokens": [1]}
+
+
+def an_attempt_was_set_back(history: list[Record], after: Snapshot) -> None:
+    """The second by less than a checkpoint's time, with Redis; the third goes on from what the second knew."""
+    told = {"kind": "entry", "id": "resp_b"}
+    history[:] = [one for one in history if one["kind"] != "entry"]
+    history += [
+        {"t": NOW - 12, **told, "attempt": 1, "first": 0, "tokens": [1, 2]},
+        {"t": NOW - 11.5, **told, "attempt": 1, "first": 2, "tokens": [3]},
+        {"t": NOW - 8, **told, "attempt": 2, "first": 0, "tokens": [1, 2]},
+        {"t": NOW - 1, **told, "attempt": 3, "first": 2, "tokens": [3]},
+    ]
+
+
 def events(history: list[Record], reader: str = "two") -> list[Record]:
     return [
         one for one in history if one["kind"] == "event" and one["reader"] == reader and one["id"] == "resp_b"
@@ -240,7 +257,10 @@ DOCTORED: dict[str, tuple[Doctor, ...]] = {
     ),
     "usage = tokens stored": (usage_is_wrong, usage_does_not_add_up),
     "what was shown live is stored": (other_tokens_were_shown,),
-    "a later attempt goes on with the answer": (an_attempt_began_anew,),
+    "a later attempt goes on with the answer": (
+        an_attempt_began_anew,
+        a_third_attempt_lost_what_the_second_knew,
+    ),
     "one log without gap or repetition": (
         an_event_is_missing,
         an_event_came_twice,
@@ -286,6 +306,21 @@ def test_a_slot_that_nobody_fills_is_a_leak() -> None:
     assert every_slot_is_free(full, workers=2, concurrency=2, since=0) == []
     assert every_slot_is_free(running("w1", "w1", "w2"), workers=2, concurrency=2, since=0)
     assert every_slot_is_free(running("w1", "w1"), workers=2, concurrency=2, since=0)
+
+
+def test_an_attempt_is_not_judged_by_what_the_one_before_it_had_lost() -> None:
+    history, after = good()
+    an_attempt_was_set_back(history, after)
+    assert "a later attempt goes on with the answer" not in named(history, after)
+
+
+def test_a_defect_in_a_log_is_seen(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_text('{"event": "database unreachable", "cause": "OperationalError: no"}\n')
+    assert clean_logs([log], {}) == []
+    log.write_text('{"exception": "Traceback ...\\nTypeError: f() got an argument"}\n' * 2)
+    (breach,) = clean_logs([log], {})
+    assert breach.words == "2 times TypeError: f() got an argument"
 
 
 def test_a_secret_in_a_log_is_seen(tmp_path: Path) -> None:

@@ -88,6 +88,18 @@ def test_a_full_queue_is_not_asked_for_its_length_by_every_knock(
     assert (redis.llen("generate"), left(database)) == (10, 0)
 
 
+def test_what_stands_before_a_savepoint_that_is_undone_is_owed(database: Database) -> None:
+    owed: list[outbox.Owed] = []
+    database.on_owed = owed.extend
+    with database.begin() as session:
+        outbox.add(session, "webhooks", "kept")
+        with session.begin_nested() as savepoint:
+            outbox.add(session, "webhooks", "undone")
+            savepoint.rollback()
+    assert "kept" in [row.subject for row in owed]
+    assert left(database) == 1
+
+
 def test_what_a_process_commits_is_sent_without_a_look_at_the_table(
     database: Database, app: Celery, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ class EventStream:
     def next_event(self, timeout: float) -> Event | None:
         """The next event; None when none comes for `timeout` seconds. The last one is `Finished` or `Failed`.
 
-        Raises `EngineDied` when the engine process ended first, and what `take` has raised: no more events come then.
+        Raises `EngineDied` when the engine process ended first: no more events come then; and what `take` has raised.
         """
         try:
             event = self._queue.get(timeout=timeout)

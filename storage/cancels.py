@@ -1,7 +1,7 @@
 """Tells workers at once that a running job is to be cancelled: a hint over Redis pub/sub.
 
-The wish itself stands in SQL, where the worker's next checkpoint finds it: a hint that nobody heard costs the time until
-then.
+The wish itself stands in SQL, where the worker's next checkpoint finds it: what a hint that nobody heard costs is the
+time until then.
 """
 
 from __future__ import annotations

@@ -86,11 +86,10 @@ def progress_is_kept(history: Sequence[Record], after: Snapshot) -> list[Breach]
             own = [one for one in entries if one["attempt"] == before["attempt"]]
             old = [one for one in entries if one["attempt"] < before["attempt"]]
             # Of what came before that attempt, no more than it knew itself: if that was less, it was judged for it.
+            until = _last_told(own) - SET_BACK_SECONDS
             safe = max(
-                _told_until(own, before["t"] - SET_BACK_SECONDS),
-                min(
-                    _told_until(old, before["t"] - SET_BACK_SECONDS), own[0]["first"] + len(own[0]["tokens"])
-                ),
+                _told_until(own, until),
+                min(_told_until(old, until), own[0]["first"] + len(own[0]["tokens"])),
             )
             # It may tell again what went before, where the stream had lost it: its first entry then holds all of that.
             known = entry["first"] + len(entry["tokens"])
@@ -98,6 +97,15 @@ def progress_is_kept(history: Sequence[Record], after: Snapshot) -> list[Breach]
                 words = f"attempt {entry['attempt']} knew {known} tokens, readers were beyond {safe}"
                 breaches.append(Breach(name, response_id, words, entry["t"]))
     return breaches
+
+
+def _last_told(own: Sequence[Record]) -> float:
+    """Return when an attempt told its last tokens. What comes in one go behind a pause was only read so late: Redis was
+    away, and its worker may have died long before it was back."""
+    end: float = own[-1]["t"]
+    burst = next((one for one in own if end - one["t"] < 0.5), own[-1])
+    earlier = [one["t"] for one in own if one["t"] < burst["t"]]
+    return max(earlier) if earlier and burst["t"] - max(earlier) > SET_BACK_SECONDS else end
 
 
 def _told_until(entries: Sequence[Record], moment: float) -> int:

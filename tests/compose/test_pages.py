@@ -99,5 +99,5 @@ def test_celerys_page_explains_every_setting(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(f"{PREFIX}SECRET_KEY", "x" * 43 + "=")
     words = {word for role in ROLES for word in command(role)}
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-    assert "--pool" in flags
+    assert "--hostname" in flags
     assert sorted(flag for flag in flags if flag not in page) == []

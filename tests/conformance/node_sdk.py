@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 FOLDER = Path(__file__).parent / "node"
 
@@ -22,6 +24,13 @@ def installed(folder: Path, *, required: bool) -> Path:
         pytest.skip("there is no Node on this machine: the Node SDK was NOT tried")
     lock = folder / "package-lock.json"
     ready = folder / "node_modules" / ".ready"
+    # Test processes that run side by side install into one folder.
+    with FileLock(Path(tempfile.gettempdir()) / "qwenq-npm-ci.lock", timeout=300):
+        _install(npm, folder, ready, lock, required=required)
+    return folder
+
+
+def _install(npm: str, folder: Path, ready: Path, lock: Path, *, required: bool) -> None:
     if not ready.exists() or ready.read_text() != lock.read_text():
         done = subprocess.run(
             [npm, "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True, timeout=240
@@ -32,7 +41,6 @@ def installed(folder: Path, *, required: bool) -> Path:
                 pytest.fail(reason)
             pytest.skip(reason)
         ready.write_text(lock.read_text())
-    return folder
 
 
 def node(folder: Path, *arguments: str, **environment: str) -> str:

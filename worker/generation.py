@@ -135,7 +135,7 @@ def _run(attempt: Attempt) -> None:
 
 @dataclass(slots=True)
 class Attempt:
-    """The state of one attempt: the whole answer so far, and how much of it SQL has.
+    """The state of one attempt: the whole answer so far, how much of it SQL has and how much the live tail.
 
     `closed`: nothing that the engine still says of it counts. `abandoned`: somebody else brings the job to its end.
     """
@@ -147,6 +147,8 @@ class Attempt:
     answer: RunningAnswer = field(default_factory=RunningAnswer)
     stored: int = 0
     next_checkpoint: float = 0.0
+    shown: int = 0
+    storing: bool = False
     closed: bool = False
     taking: threading.Lock = field(default_factory=threading.Lock)
     abandoned: bool = True
@@ -257,6 +259,7 @@ class Attempt:
             return None
         self.stored = known.end
         self.answer.take(stream.join(known, live))
+        self.shown = len(self.answer)
         self._mend(live)
         return items
 
@@ -318,10 +321,16 @@ class Attempt:
         logprobs: list[Entry] = []
         if event.logprobs is not None:
             logprobs = scores.entries(event.token_ids, event.logprobs, self.generator.tokenizer)
-        chunk = Chunk(event.index, event.token_ids, event.pieces, logprobs=logprobs)
-        self.answer.take(chunk)
-        if self.followed:
+        self.answer.take(Chunk(event.index, event.token_ids, event.pieces, logprobs=logprobs))
+        if not self.storing:
+            self._show()
+
+    def _show(self) -> None:
+        """Tell what the live tail lacks; `taking` is held."""
+        if self.followed and self.shown < len(self.answer):
+            chunk = self.answer.since(self.shown)
             self.generator.tail.add(self.response.id, self.response.attempt, chunk)
+            self.shown = chunk.end
 
     def ask_to_cancel(self) -> None:
         """Have the next checkpoint, which learns of a cancellation, made now. May be called by any thread."""
@@ -330,7 +339,9 @@ class Attempt:
             self.events.wake()
 
     def _checkpoint(self, request_id: str) -> None:
-        chunk = self._unstored()
+        # While the database does not take what was shown, no more is shown: a reader is never far ahead of it.
+        with self.taking:
+            self.storing, chunk = True, self._unstored()
         lease = self.runtime.settings.lease_seconds
         cancelled = False
         # A database that restarts costs a pause; one that stays away longer than the lease costs the job's hold.
@@ -344,6 +355,9 @@ class Attempt:
                 cancelled = leases.renew(session, self.response.id, self.response.attempt, lease, chunk)
         if chunk is not None:
             self.stored = chunk.end
+        with self.taking:
+            self.storing = False
+            self._show()
         self._plan_checkpoint()
         if cancelled:
             self.generator.engine.cancel(request_id)

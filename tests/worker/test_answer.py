@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -37,3 +38,27 @@ def test_a_closed_attempt_takes_and_shows_nothing_more(followed: bool) -> None:
     attempt._take(Tokens("resp_a/1/0", 1, [2], ["b"]))
     assert attempt.answer.since(0) == Chunk(0, [1], ["a"])
     assert shown == ([Chunk(0, [1], ["a"])] if followed else [])
+
+
+def test_while_what_was_shown_is_being_stored_no_more_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is away for seconds must not leave readers seconds ahead of it: Redis may be lost too."""
+    shown: list[Chunk] = []
+    tail = SimpleNamespace(add=lambda _id, _attempt, chunk: shown.append(chunk))
+    response = SimpleNamespace(id="resp_a", attempt=1, request={})
+    settings = SimpleNamespace(lease_seconds=30.0, checkpoint_seconds=1.0)
+    runtime = SimpleNamespace(settings=settings, busy=1, database=SimpleNamespace(begin=nullcontext))
+    generator = SimpleNamespace(tail=tail, settings=settings)
+    attempt = Attempt(cast(Any, runtime), cast(Any, generator), cast(Any, response), deadline=0.0)
+    stored: list[Chunk] = []
+
+    def renew(_session: object, _id: str, _attempt: int, _lease: float, chunk: Chunk) -> bool:
+        attempt._take(Tokens("resp_a/1/0", 1, [2], ["b"]))
+        assert [each.end for each in shown] == [1]
+        stored.append(chunk)
+        return False
+
+    monkeypatch.setattr("storage.leases.renew", renew)
+    attempt._take(Tokens("resp_a/1/0", 0, [1], ["a"]))
+    attempt._checkpoint("resp_a/1/0")
+    assert stored == [Chunk(0, [1], ["a"])]
+    assert shown == [Chunk(0, [1], ["a"]), Chunk(1, [2], ["b"])]

@@ -21,6 +21,18 @@ LISTEN_SECONDS = 2.5
 REMEMBERED = 4096
 
 
+def connect(redis_url: str) -> Redis:
+    """Return a client for what is read all the time; one that fails is not tried again here: SQL is asked instead."""
+    return Redis.from_url(
+        redis_url,
+        socket_timeout=5,  # longer than a read may stand, so that only a dead connection runs into it
+        socket_connect_timeout=2,
+        protocol=2,
+        decode_responses=True,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
 class Ends:
     """The subscription, and the ends that were heard last."""
 
@@ -38,14 +50,7 @@ class Ends:
         Raises:
             redis.exceptions.RedisError, OSError: it has.
         """
-        redis = Redis.from_url(
-            self._redis_url,
-            socket_timeout=5,
-            socket_connect_timeout=2,
-            protocol=2,
-            decode_responses=True,
-            retry=Retry(NoBackoff(), 0),  # whoever calls this asks SQL instead, and tries again
-        )
+        redis = connect(self._redis_url)
         async with redis, redis.pubsub() as subscription:
             await subscription.subscribe(stream.ENDED)
             silent = False

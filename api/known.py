@@ -11,6 +11,9 @@ from storage.database import Database
 from storage.following import Standing
 from storage.models import Json, OutputChunk
 
+# Of a response that is not there at all.
+GONE = Standing(started=False, ended=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -43,7 +46,7 @@ class News:
 
     def standing(self, response_id: str) -> Standing:
         """Return how far the response has come; one that is not there at all has ended."""
-        return self.standings.get(response_id, Standing(started=False, ended=True))
+        return self.standings.get(response_id, GONE)
 
 
 def ask(database: Database, questions: Sequence[Question]) -> News:
@@ -58,7 +61,7 @@ def ask(database: Database, questions: Sequence[Question]) -> News:
         chunks: dict[str, list[OutputChunk]] = {}
         for chunk in following.chunks(session, followed):
             chunks.setdefault(chunk.response_id, []).append(chunk)
-        ended = [q.response_id for q in questions if q.result and _ended(standings.get(q.response_id))]
+        ended = [q.response_id for q in questions if q.result and standings.get(q.response_id, GONE).ended]
         wanted = {question.response_id for question in questions if question.row} | set(ended)
         outputs = responses.outputs(session, ended)
         shown = {
@@ -66,7 +69,3 @@ def ask(database: Database, questions: Sequence[Question]) -> News:
             for row in following.rows(session, sorted(wanted))
         }
     return News(standings, chunks, shown)
-
-
-def _ended(standing: Standing | None) -> bool:
-    return standing is not None and standing.ended

@@ -18,14 +18,12 @@ from typing import cast
 
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from api import known
-from api.ends import Ends
+from api.ends import Ends, connect
 from api.known import News, Question
 from api.watch import SOON_SECONDS, Watch
 from storage import stream
@@ -164,14 +162,7 @@ class Live:
             watch.tell()
 
     async def _follow_redis(self) -> None:
-        redis = Redis.from_url(
-            self._redis_url,
-            socket_timeout=5,  # longer than a read may stand, so that only a dead connection runs into it
-            socket_connect_timeout=2,
-            protocol=2,
-            decode_responses=True,
-            retry=Retry(NoBackoff(), 0),  # SQL is asked instead, and the loop below tries again
-        )
+        redis = connect(self._redis_url)
         async with redis:
             while True:
                 readable = {

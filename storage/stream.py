@@ -60,7 +60,7 @@ def fence(redis: Redis, response_id: str, attempt: int) -> None:
     Raises:
         StaleAttempt: a later attempt, or the end, came first.
     """
-    _add(redis, response_id, f"{attempt}-0", {"attempt": str(attempt)}, LIFETIME_SECONDS)
+    _add(redis, response_id, f"{attempt}-0", {"attempt": str(attempt)})
 
 
 def seal(redis: Redis, response_id: str, attempt: int) -> LiveTail:
@@ -69,7 +69,7 @@ def seal(redis: Redis, response_id: str, attempt: int) -> LiveTail:
     A stream that a later attempt has opened is returned as it is.
     """
     with contextlib.suppress(StaleAttempt):
-        _add(redis, response_id, f"{attempt}-{END_POSITION - 1}", {"sealed": "1"}, LIFETIME_SECONDS)
+        _add(redis, response_id, f"{attempt}-{END_POSITION - 1}", {"sealed": "1"})
     return tail(redis, response_id)
 
 
@@ -158,11 +158,11 @@ def forget(redis: Redis, response_ids: Sequence[str]) -> None:
         redis.delete(*(key(response_id) for response_id in response_ids))
 
 
-def _add(redis: Redis, response_id: str, entry_id: str, fields: dict[str, str], lifetime: int) -> None:
+def _add(redis: Redis, response_id: str, entry_id: str, fields: dict[str, str]) -> None:
     try:
         pipe = redis.pipeline(transaction=False)
         pipe.xadd(key(response_id), fields, id=entry_id)  # type: ignore[arg-type]
-        pipe.expire(key(response_id), lifetime)
+        pipe.expire(key(response_id), LIFETIME_SECONDS)
         pipe.execute()
     except ResponseError as refused:
         if _is_stale(refused):

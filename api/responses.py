@@ -180,12 +180,17 @@ def _stream(
 def _accept(
     services: Services, project_id: str, new: responses.NewResponse, key: idempotency.Key | None
 ) -> Json:
+    """Store the job, or find the key's; return the object that is shown, or what `create` needs to know of it."""
+
     def store(session: Session) -> tuple[str, Json]:
         if new.webhook is not None and "endpoint_id" in new.webhook:
             webhook_endpoints.get(session, project_id, new.webhook["endpoint_id"])
         services.pressure.admit(session)
         row = responses.accept(session, project_id, new)
-        return row.id, _show(services, session, row)
+        if new.request["background"]:
+            return row.id, _show(services, session, row)
+        # Nobody is shown how it waits.
+        return row.id, {"id": row.id, "status": row.status, "background": False}
 
     def load(session: Session, response_id: str) -> Json:
         return _show(services, session, responses.get(session, project_id, response_id, unstored=True))

@@ -213,8 +213,8 @@ def throughput(stack: Stack, alone: Alone, load: Load, repeats: int) -> Iterator
     asyncio.run(served(stack, warm, 1001))
     own, through, calls, waits, runs = [], [], list[float](), list[float](), list[float]()
     for repeat in range(repeats):
-        own.append(alone.tokens_per_second(load, 2 * repeat))
-        rate, took = asyncio.run(served(stack, load, 2 * repeat + 1))
+        own.append(alone.tokens_per_second(load, repeat))  # the same requests, which neither has seen before
+        rate, took = asyncio.run(served(stack, load, repeat))
         through.append(rate)
         waited, ran = stretches(stack, load.jobs)
         calls, waits, runs = [*calls, *took], [*waits, *waited], [*runs, *ran]

@@ -7,7 +7,7 @@ session and never commit, so that a caller's transaction is as long as its `with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,12 +29,10 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from storage import outbox
+from storage import outbox, sqlite
 from storage.models import Response
 from storage.outbox import Owed
 
-# How long a SQLite writer waits for the one before it. Writes take a few milliseconds each.
-SQLITE_BUSY_SECONDS = 30
 # A process that stands still in the middle of a transaction (SIGSTOP, a paused machine) holds the locks of its rows:
 # no sweeper takes its job back, and the next turn's caller waits. PostgreSQL ends such a transaction after this.
 # Longer than Redis can hold one up: a sweep asks it for a lost answer's last tokens (`storage.stream.connect`).
@@ -50,7 +48,7 @@ class Database:
 
     Args:
         url: a SQLAlchemy URL of SQLite or PostgreSQL (psycopg 3).
-        pool_size: connections kept to PostgreSQL, which is also the most that are opened.
+        pool_size: connections that are kept, and with PostgreSQL the most that are opened.
 
     Attributes:
         on_owed: gets the messages that a committed transaction owes, in the thread that has committed it. Until
@@ -61,12 +59,18 @@ class Database:
         self.on_owed: Callable[[list[Owed]], None] = _leave
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._turn: Callable[[], AbstractContextManager[None]] = (
+            sqlite.Writers().turn if self.is_sqlite else nullcontext
+        )
         if self.is_sqlite:
             Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
             self.engine = create_engine(
-                self.url, connect_args={"timeout": SQLITE_BUSY_SECONDS}, hide_parameters=True
+                self.url,
+                pool_size=pool_size,
+                connect_args={"timeout": sqlite.BUSY_SECONDS},
+                hide_parameters=True,
             )
-            _prepare_sqlite(self.engine)
+            sqlite.prepare(self.engine)
         else:
             self.engine = create_engine(
                 self.url,
@@ -82,6 +86,7 @@ class Database:
     def begin(self) -> Iterator[Session]:
         """A write transaction: committed at the end of the block, rolled back when it raises."""
         with (
+            self._turn(),
             self._connect(write=True) as connection,
             Session(connection, expire_on_commit=False) as session,
             session.begin(),
@@ -145,21 +150,3 @@ def _prepare_postgresql(engine: Engine) -> None:
         original = context.original_exception
         if getattr(original, "sqlstate", None) in PASSING:
             raise OperationalError(context.statement, None, original) from original
-
-
-def _prepare_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's own object
-        connection.isolation_level = None  # we say BEGIN ourselves, below
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power cut
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Connection) -> None:
-        # A transaction that reads first and writes later would get SQLITE_BUSY at once when another wrote in
-        # between; taking the write lock at BEGIN makes it wait its turn instead.
-        write = connection.get_execution_options().get("qwenq_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Integer, bindparam, delete, event, insert, select
+from sqlalchemy import Double, Integer, bindparam, delete, event, insert, select
 from sqlalchemy.orm import Session
 
 from storage import clock
@@ -21,11 +21,14 @@ ADD = insert(Outbox.__table__).values(created_at=clock.now()).returning(Outbox.i
 # Built once: every submission and every end of a job asks for them.
 PENDING = (
     select(Outbox.id, Outbox.queue, Outbox.subject)
+    .where(Outbox.created_at <= clock.now() - bindparam("age", type_=Double))
     .order_by(Outbox.id)
     .limit(bindparam("most", type_=Integer))
 )
+# By what they say too: SQLite gives the id of a deleted row again, and somebody else may have deleted it.
 SENT = delete(Outbox.__table__).where(  # type: ignore[arg-type]
-    Outbox.__table__.c.id.in_(bindparam("gone", expanding=True))
+    Outbox.__table__.c.id.in_(bindparam("gone", expanding=True)),
+    Outbox.__table__.c.subject.in_(bindparam("about", expanding=True)),
 )
 
 Queue = Literal["generate", "webhooks"]
@@ -59,11 +62,11 @@ def _forget(session: Session) -> None:
         session.info.pop(WRITTEN, None)
 
 
-def pending(session: Session, limit: int) -> list[Owed]:
-    """Return the oldest messages not sent yet."""
-    return [Owed(*row) for row in session.execute(PENDING, {"most": limit})]
+def pending(session: Session, limit: int, age: float = 0.0) -> list[Owed]:
+    """Return the oldest messages that are not known to be sent, written at least `age` seconds ago."""
+    return [Owed(*row) for row in session.execute(PENDING, {"most": limit, "age": age})]
 
 
-def sent(session: Session, row_ids: Sequence[int]) -> None:
+def sent(session: Session, rows: Sequence[Owed]) -> None:
     """Forget messages that the broker has taken."""
-    session.execute(SENT, {"gone": list(row_ids)})
+    session.execute(SENT, {"gone": [row.id for row in rows], "about": [row.subject for row in rows]})

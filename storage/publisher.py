@@ -6,10 +6,11 @@ are, and the thread's own slow look at the outbox, or the sweeper, tries again.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import structlog
 from celery import Celery
@@ -32,6 +33,10 @@ MOST_KNOCKS = 512
 FULL_SECONDS = 0.05
 # How often the thread looks for rows that nobody handed to it.
 TICK_SECONDS = 2.0
+# What was sent is deleted so much later. A process that is killed meanwhile leaves it to be sent once more.
+FORGET_SECONDS = 0.1
+# A row that is as old was left behind by somebody.
+UNSENT_SECONDS = 1.0
 
 
 class Sender:
@@ -68,8 +73,8 @@ class Sender:
         self._held.close()
 
 
-def drain(database: Database, sender: Sender) -> int:
-    """Send what the outbox holds and forget it; return how many messages went out.
+def drain(database: Database, sender: Sender, *, age: float = 0.0) -> int:
+    """Send what the outbox has held for `age` seconds, and forget it; return how many messages went out.
 
     Two drains at once may send a message twice, which does no harm.
 
@@ -80,24 +85,29 @@ def drain(database: Database, sender: Sender) -> int:
     total = 0
     while True:
         with database.read() as session:
-            rows = outbox.pending(session, BATCH)
-        send(database, rows, sender)
+            rows = outbox.pending(session, BATCH, age)
+        taken: list[Owed] = []
+        try:
+            send(rows, sender, taken)
+        finally:
+            forget(database, taken)
         total += len(rows)
         if len(rows) < BATCH:
             return total
 
 
-def send(database: Database, rows: Sequence[Owed], sender: Sender) -> None:
-    """Send these messages and forget them. Raises as `drain` does."""
-    taken: list[int] = []
-    try:
-        for row in rows:
-            sender.send(row.queue, row.subject)
-            taken.append(row.id)
-    finally:
-        if taken:
-            with database.begin() as session:
-                outbox.sent(session, taken)
+def send(rows: Sequence[Owed], sender: Sender, taken: list[Owed]) -> None:
+    """Send these messages; those that the broker has taken are added to `taken`. Raises as `Sender.send` does."""
+    for row in rows:
+        sender.send(row.queue, row.subject)
+        taken.append(row)
+
+
+def forget(database: Database, taken: Sequence[Owed]) -> None:
+    """Delete messages that the broker has taken. Raises SQLAlchemyError when the database is away."""
+    if taken:
+        with database.begin() as session:
+            outbox.sent(session, taken)
 
 
 class Publisher:
@@ -108,6 +118,8 @@ class Publisher:
         self._sender = Sender(app)
         self._lock = threading.Lock()
         self._owed: list[Owed] = []
+        self._taken: list[Owed] = []  # by the broker, and not deleted yet: one transaction for many
+        self._forget_at = math.inf  # time.monotonic
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
@@ -132,15 +144,15 @@ class Publisher:
     def _run(self) -> None:
         reachable, look = True, 0.0
         while not self._stopping:
-            self._wake.wait(max(0.0, look - time.monotonic()))
+            self._wake.wait(max(0.0, min(look, self._forget_at) - time.monotonic()))
             self._wake.clear()
-            with self._lock:
-                owed, self._owed = self._owed, []
             try:
-                send(self._database, owed, self._sender)
+                self._send()
+                if time.monotonic() >= min(look, self._forget_at):
+                    self._forget()
                 if time.monotonic() >= look:
                     look = time.monotonic() + TICK_SECONDS
-                    drain(self._database, self._sender)
+                    drain(self._database, self._sender, age=UNSENT_SECONDS)
             except (BrokerUnavailable, RedisError, OSError, SQLAlchemyError) as trouble:
                 if reachable:  # say it once, not every two seconds of an outage
                     log.warning("broker or database unreachable, jobs stay queued in SQL", cause=str(trouble))
@@ -152,4 +164,18 @@ class Publisher:
                 if not reachable:
                     log.info("broker reachable again, the outbox is sent")
                 reachable = True
+        with suppress(SQLAlchemyError):
+            self._forget()
         self._sender.close()
+
+    def _send(self) -> None:
+        with self._lock:
+            owed, self._owed = self._owed, []
+        send(owed, self._sender, self._taken)
+        if self._taken:
+            self._forget_at = min(self._forget_at, time.monotonic() + FORGET_SECONDS)
+
+    def _forget(self) -> None:
+        self._forget_at = math.inf
+        forget(self._database, self._taken)
+        self._taken.clear()

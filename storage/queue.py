@@ -72,6 +72,14 @@ BEFORE = select(func.count(), clock.now()).select_from(
     .limit(bindparam("counted", type_=Integer))
     .subquery()
 )
+WAITS = select(
+    select(Response.id).where(is_queued(), Response.ready, Response.available_at <= clock.now()).exists()
+)
+
+
+def any_waits(session: Session) -> bool:
+    """Return whether there is a job that some worker may claim now."""
+    return bool(session.scalar(WAITS))
 
 
 def join(session: Session, project_id: str, tier: Tier) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from storage import answer_format, history, homes, leases, stream, terminal
+from storage import answer_format, history, homes, leases, queue, stream, terminal
 from storage.errors import LeaseLost
 from storage.leases import Chunk
 from storage.models import Json, Response
@@ -48,8 +48,12 @@ class GivenBack(Exception):
 def run_all(runtime: Runtime) -> None:
     """Run jobs until there is none left to claim or the worker must go. Trouble is logged, never raised."""
     try:
-        while not runtime.draining and (run_next(runtime) or _waited_for_home(runtime)):
-            pass
+        while not runtime.draining:
+            if run_next(runtime):
+                if not _any_waits(runtime):
+                    return
+            elif not _waited_for_home(runtime):
+                return
     except SQLAlchemyError as trouble:
         log.error("database unreachable, nothing claimed", cause=str(trouble))
 
@@ -81,6 +85,12 @@ def run_next(runtime: Runtime) -> bool:
         with runtime.claiming:
             runtime.busy -= 1
     return True
+
+
+def _any_waits(runtime: Runtime) -> bool:
+    """Look without the write lock that a claim takes: after most jobs of callers that wait there is nothing."""
+    with runtime.database.read() as session:
+        return queue.any_waits(session)
 
 
 def _waited_for_home(runtime: Runtime) -> bool:

@@ -45,7 +45,7 @@ def sweep() -> None:
         with here.database.begin() as session:
             due = webhook_tries.sweep_deliveries(session, limit=here.settings.webhook_receiver_limit)
         with contextlib.closing(publisher.Sender(here.app)) as sender:
-            publisher.drain(here.database, sender)
+            publisher.drain(here.database, sender, age=publisher.UNSENT_SECONDS)
         for response_id, attempt in swept.ended:
             stream.end(here.redis, response_id, attempt)
     except (SQLAlchemyError, RedisError, BrokerUnavailable) as trouble:

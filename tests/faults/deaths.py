@@ -49,7 +49,7 @@ def in_api() -> None:
     def dying_owe(self: publisher.Publisher, rows: Sequence[Owed]) -> None:
         here(API_BEFORE_PUBLISH)
         if (Path(os.environ[VARIABLE]) / API_AFTER_PUBLISH).exists():
-            publisher.send(self._database, rows, self._sender)
+            publisher.send(rows, self._sender, [])
             here(API_AFTER_PUBLISH)
         owe(self, rows)
 

@@ -70,7 +70,7 @@ def test_turns_of_a_conversation_run_one_at_a_time_in_order(database: Database) 
             None,
         ]
     with database.begin() as session:
-        outbox.sent(session, [row.id for row in outbox.pending(session, 99)])
+        outbox.sent(session, outbox.pending(session, 99))
         answer(session, session.get_one(Response, turns[0].id), "first")
     with database.begin() as session:
         assert [row.subject for row in outbox.pending(session, 99)] == [turns[1].id]
@@ -206,7 +206,7 @@ def test_a_job_that_nobody_heard_of_is_announced_again(database: Database) -> No
     with database.begin() as session:
         owner = project(session)
         job = accept(session, owner)
-        outbox.sent(session, [row.id for row in outbox.pending(session, 99)])
+        outbox.sent(session, outbox.pending(session, 99))
         assert sweep(session, 3).announced == 0
         session.execute(update(Response).values(knocked_at=clock.now() - leases.KNOCK_AGAIN_SECONDS - 1))
         assert sweep(session, 3).announced == 1
@@ -221,7 +221,7 @@ def test_a_job_that_was_given_back_is_announced_twice(database: Database) -> Non
         job = claim(session)
         assert job is not None
         leases.give_back(session, job.id, 1, None)
-        outbox.sent(session, [row.id for row in outbox.pending(session, 99)])
+        outbox.sent(session, outbox.pending(session, 99))
     with database.begin() as session:
         assert sweep(session, 3).announced == 1
         assert sweep(session, 3).announced == 0

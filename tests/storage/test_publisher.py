@@ -12,6 +12,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError as BrokerUnavailable
 from redis import Redis
 from redis.exceptions import RedisError
+from sqlalchemy import text
 
 from storage import broker, outbox, publisher
 from storage.database import Database
@@ -116,6 +117,35 @@ def test_what_a_process_commits_is_sent_without_a_look_at_the_table(
     assert redis.llen("webhooks") == 3
     monkeypatch.undo()
     assert left(database) == 0
+
+
+def test_what_is_fresh_is_left_to_who_wrote_it(database: Database, app: Celery, redis: Redis) -> None:
+    """A sweeper would send what is being sent."""
+    owe(database, "webhooks", 2)
+    with closing(publisher.Sender(app)) as sender:
+        assert publisher.drain(database, sender, age=60.0) == 0
+        with database.begin() as session:
+            session.execute(
+                text("UPDATE outbox SET created_at = created_at - 60 WHERE subject = 'webhooks-0'")
+            )
+        assert publisher.drain(database, sender, age=60.0) == 1
+    assert (redis.llen("webhooks"), left(database)) == (1, 1)
+
+
+def test_a_message_that_was_given_a_forgotten_ones_id_stays(database: Database) -> None:
+    """SQLite gives ids again. Two may forget a message, and between them another may have been written."""
+    owe(database, "webhooks", 1)
+    with database.read() as session:
+        (first,) = outbox.pending(session, 9)
+    publisher.forget(database, [first])
+    with database.begin() as session:
+        session.execute(
+            text(
+                f"INSERT INTO outbox (id, queue, subject, created_at) VALUES ({first.id}, 'webhooks', 'new', 0)"
+            )
+        )
+    publisher.forget(database, [first])
+    assert left(database) == 1
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

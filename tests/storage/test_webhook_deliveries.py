@@ -78,7 +78,7 @@ class House:
 
 def announced(session: Session) -> list[str]:
     rows = outbox.pending(session, 999)
-    outbox.sent(session, [row.id for row in rows])
+    outbox.sent(session, rows)
     return [row.subject for row in rows if row.queue == "webhooks"]
 
 

@@ -36,7 +36,7 @@ def owe(database: Database, count: int) -> list[str]:
 def announced(session: Session) -> list[str]:
     """Take what was announced to webhook workers since the last look."""
     rows = outbox.pending(session, 999)
-    outbox.sent(session, [row.id for row in rows])
+    outbox.sent(session, rows)
     return [row.subject for row in rows if row.queue == "webhooks"]
 
 

@@ -70,7 +70,7 @@ def test_a_retry_is_announced_when_it_falls_due(database: Database) -> None:
         job = webhook_tries.claim_delivery(session, delivery_id, 30, limit=4)
         assert job is not None
         webhook_tries.record(session, job, FAILED)
-        outbox.sent(session, [row.id for row in outbox.pending(session, 99)])
+        outbox.sent(session, outbox.pending(session, 99))
         assert webhook_tries.sweep_deliveries(session, limit=4) == 0
         moment = clock.read(session)
         session.execute(update(WebhookDelivery).values(next_attempt_at=moment - 1, knocked_at=moment - 5))

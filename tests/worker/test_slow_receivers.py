@@ -101,7 +101,7 @@ class WebhookWorker:
             with self._runtime.database.begin() as session:
                 webhook_tries.sweep_deliveries(session, limit=limit)
                 rows = outbox.pending(session, 999)
-                outbox.sent(session, [row.id for row in rows])
+                outbox.sent(session, rows)
             for row in rows:
                 if row.queue == "webhooks":
                     self.knocks[row.subject] += 1

@@ -31,6 +31,7 @@ os.environ |= THREAD_SETTINGS | os.environ  # before torch starts its threads, a
 
 import httpcore
 import httpx
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -49,6 +50,7 @@ from worker.model.tokenizer import Tokenizer
 
 PARTS = ("throughput", "latency", "turns", "submissions")
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school")
+CACHE_TOKENS = 1280  # of each caller, on a GPU
 SAMPLED = {"temperature": 1.0, "top_p": 0.8}
 
 
@@ -385,7 +387,11 @@ def main(
             stack.start("api")
             figures += submissions(stack, seconds, connections, repeats)
     if set(wanted) - {"submissions"}:
-        alone = Alone(EngineConfig(path, device, max_running=callers))
+        # Two engines on one GPU: each would take all of its memory, and the second would miss what the first has.
+        cache = max(8192, callers * CACHE_TOKENS) if device != "cpu" and torch.cuda.is_available() else None
+        if cache is not None:
+            settings["QWENQ_KV_CACHE_TOKENS"] = str(cache)
+        alone = Alone(EngineConfig(path, device, max_running=callers, kv_cache_tokens=cache))
         with Stack(database, settings) as stack:
             stack.start("api", "worker", "webhooks", "beat")
             if "throughput" in wanted:

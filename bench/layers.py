@@ -9,6 +9,7 @@ are tried, of which `worker.model.gpu.rows.TILES` and `worker.model.gpu.wgmma.TI
 a chain of all four, since there a launch begins beside the one before it.
 """
 
+import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from worker.model.gpu import cuda, support, wgmma
 from worker.model.gpu.linear import GpuLinear
 from worker.model.gpu.plan import Role, Tile
 from worker.model.gpu.rows import Int4Rows, RowsTile, Stream, tilings_for
+from worker.model.gpu.stack import Int4Stack, StackLayer
 from worker.model.gpu.wgmma import WgmmaTile
 from worker.model.rope import rotation
 
@@ -169,6 +171,55 @@ def chain(rows: int, layers: int = 24) -> None:
     )
 
 
+def one_row(context: int, count: int = 24) -> None:
+    """All layers of one row behind so many tokens, attention included: five launches a layer beside one for all."""
+    norms = [torch.rand(2048, device=DEVICE) + 0.5 for _ in range(2 * count)]
+    layers = [
+        StackLayer(before, {role: layer_of(role) for role in SHAPES}, behind)
+        for before, behind in zip(norms[::2], norms[1::2], strict=True)
+    ]
+    for layer in layers:
+        bias = torch.randn(6144, device=DEVICE).half() / 4
+        layer.roles["c_attn"] = dataclasses.replace(layer.roles["c_attn"], bias=bias)
+    wte, blocks = torch.randn(1000, 2048, device=DEVICE).half(), context // 16 + 1
+    if (reason := Int4Stack.why_not(layers, wte)) is not None:
+        print(f"one launch for all layers {reason}")
+        return
+    how = {"blocks": blocks, "block_size": 16, "dtype": torch.float16, "device": DEVICE}
+    cache = KVCache(CONFIG, **how, quantized=False)
+    for stored in cache.layers:
+        stored.normal_()
+    table = torch.randperm(blocks, device=DEVICE)[None].to(torch.int32)
+    position, token = torch.tensor([context], device=DEVICE), torch.tensor([7], device=DEVICE)
+    turns = rotation(8192, 128, 10000.0, DEVICE).at(position)
+    stack, kernels, attend = Int4Stack(layers, wte, eps=1e-6), Int4Rows(layers[0].roles), CudaPaged()
+    begun = wte[token].float()
+    scaled = (begun * layers[0].ln_1 / 16).half()
+
+    def many() -> Tensor:
+        stream = Stream(begun.clone(), scaled.clone(), begun.square().view(1, -1, 16).sum(2))
+        for index, layer in enumerate(layers):
+            qkv, inner = (torch.empty(1, width, dtype=torch.float16, device=DEVICE) for width in (6144, 5504))
+            kernels.normed("c_attn", layer.roles["c_attn"], stream, 1e-6, qkv)
+            mixed = attend.decode(qkv.view(1, 48, 128), index, cache, table, position, turns).flatten(1)
+            kernels.add("attn_c_proj", layer.roles["attn_c_proj"], mixed, stream, layer.ln_2)
+            kernels.normed("gate_up", layer.roles["gate_up"], stream, 1e-6, inner)
+            following = layers[index + 1].ln_1 if index + 1 < count else None
+            kernels.add("mlp_c_proj", layer.roles["mlp_c_proj"], inner, stream, following)
+        return stream.hidden
+
+    def one() -> Tensor:
+        return stack(token, cache.layers, table, position, turns)
+
+    right = many()
+    error = ((one() - right).norm() / right.norm()).item()
+    times = [microseconds(run, 1) for run in (many, one)]
+    print(
+        f"all layers of a row at {context}: {times[0]:.0f} us in five launches a layer, {times[1]:.0f} in one"
+    )
+    print(f"their results are {error:.0e} apart")
+
+
 def attention(rows: int, context: int, bandwidth: float, *, quantized: bool) -> None:
     """One layer's attention of `rows` answers behind so many tokens."""
     blocks = context // 16 + 1
@@ -239,6 +290,8 @@ def main(
         for role in SHAPES:
             products(role, count, bandwidth, search=search)
         chain(count)
+    for context in map(int, contexts.split(",")):
+        one_row(context)
     for quantized in (False, True):
         for context in map(int, contexts.split(",")):
             for count in map(int, batches.split(",")):

@@ -133,3 +133,34 @@ def test_pieces_of_prompts_in_graphs(
     assert plain == ([1, 1, 1] if core.runner.cache.quantized else [])
     assert core.scheduler.cached_tokens > 3000
     core.scheduler.check_integrity()
+
+
+def test_answers_alone_and_beside_others(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of sizes for which a row that is alone has all its layers in one launch: the cache is the same for both."""
+    path = tiny_model(
+        tmp_path_factory.mktemp("wide") / "model",
+        hidden=2048,
+        head_dim=128,
+        mlp=5504,
+        group_size=128,
+        sym=True,
+        other_biases="absent",
+        context=2048,
+    )
+    reference = load_model(path, device="cpu", weights="dequantized")
+    model = load_model(path, device="cuda", weights="int4", copies=False)
+    core = assemble(model, Tokenizer.load(path), EngineConfig(path, max_running=4, kv_cache_tokens=8000))
+    assert isinstance(core.runner, GraphRunner)
+    if core.runner._stack is None:
+        pytest.skip("this GPU has no such launch")
+    text = [(5 * k + k * k) % 400 for k in range(700)]
+    alone = [ask(f"alone {count}", text[:count], tokens=40) for count in (1, 16, 130, 700)]
+    beside = [ask(f"beside {count}", text[-count:], tokens=count) for count in (8, 30, 60)]
+    answers = dict[str, Answer]()
+    for some in (
+        *([request] for request in alone),
+        beside,
+    ):  # at the end of the last the longest is alone again
+        answers |= run(core, *some)
+    for request in (*alone, *beside):
+        judge(core, reference, request, answers[request.request_id].ids)

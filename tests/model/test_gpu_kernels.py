@@ -15,6 +15,7 @@ from worker.model.gpu.linear import FEW, GpuLinear, TritonInt4, packed
 from worker.model.gpu.plan import Role
 from worker.model.gpu.rows import Int4Rows, Stream
 from worker.model.linear import GptqWeight
+from worker.model.rope import rotation
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REASON = support.why_not(DEVICE)
@@ -184,6 +185,29 @@ def test_the_whole_model_is_that_of_the_cpu(tmp_path_factory: pytest.TempPathFac
     # Pieces of many rows and of few.
     got = torch.cat([reader.read(piece.to(DEVICE)) for piece in ids.split([14, 1, 3, 3, 20, 60, 60, 129])])
     assert error(got.cpu(), right) < 1e-2
+
+
+@pytest.mark.skipif(support.INTERPRETED, reason="takes minutes in the interpreter")
+def test_all_layers_of_one_row_in_one_launch(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Token by token into an empty cache over more pages than a head has blocks; each again, with the same bits."""
+    tiny = Tiny(hidden=2048, head_dim=128, mlp=5504, sym=True, group_size=128, other_biases="absent")
+    folder, count = tiny.write(tmp_path_factory.mktemp("wide")), 300
+    ours = load_model(folder, device=DEVICE, weights="int4", dtype=torch.float16)
+    if not isinstance(ours, GpuQwenModel) or ours.stack is None:
+        pytest.skip("this GPU has no such launch")
+    ids = torch.randint(0, 480, (count,), generator=torch.Generator().manual_seed(3))
+    right = Reader(load_model(folder, device="cpu", weights="dequantized")).read(ids)
+    # What is not written yet is not a number.
+    caches = [torch.full((2, 24, 16, 16, 128), torch.nan, device=DEVICE).half() for _ in ours.layers]
+    table = torch.randperm(24, device=DEVICE)[None, :20].to(torch.int32).contiguous()
+    turns, tokens, got = rotation(count, 128, ours.config.rope_base, DEVICE), ids.to(DEVICE), []
+    for place in range(count):
+        position = torch.tensor([place], device=DEVICE)
+        row = (tokens[place : place + 1], caches, table, position, turns.at(position))
+        hidden = ours.stack(*row)
+        assert torch.equal(ours.stack(*row), hidden)
+        got.append(ours.logits(hidden))
+    assert error(torch.cat(got).cpu(), right) < 1e-2
 
 
 def test_why_not_names_what_it_cannot() -> None:

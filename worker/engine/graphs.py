@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worker.engine.attention import DecodeAttention, PieceAttention
 from worker.engine.batch import build, on_device
+from worker.engine.gpu.cuda_attention import CudaPaged
 from worker.engine.gpu.sampler import GreedySampler, TritonSampler
 from worker.engine.kv_cache import KVCache
 from worker.engine.mixed import MixedSteps, shapes_for
@@ -30,6 +31,8 @@ from worker.engine.scheduler import Work
 from worker.engine.sequence import PENDING, Sequence
 from worker.engine.static_inputs import StaticInputs
 from worker.model.gpu import support
+from worker.model.gpu.decoder import GpuQwenModel
+from worker.model.gpu.stack import Int4Stack
 from worker.model.qwen import QwenModel
 
 LONG = 1100  # tokens of a prompt for which no graph is captured, but the kernels of the longest are taken
@@ -77,6 +80,9 @@ class GraphRunner(EagerRunner):
     ) -> None:
         super().__init__(model, cache, attention, n_vocab=n_vocab, by_row=False)
         self._decode = attention.decode
+        self._stack: Int4Stack | None = None
+        if isinstance(model, GpuQwenModel) and isinstance(attention, CudaPaged):
+            self._stack = model.stack  # it attends itself, as that backend does
         self._scratch = cache.blocks - 1
         largest = next((bucket for bucket in BUCKETS if bucket >= max_running), BUCKETS[-1])
         self._buckets = [bucket for bucket in BUCKETS if bucket <= largest]
@@ -178,7 +184,10 @@ class GraphRunner(EagerRunner):
         def attend(layer: int, qkv: Tensor) -> Tensor:
             return self._decode(qkv, layer, self.cache, tables, positions, turns)
 
-        hidden = self.model.hidden(ids, attend)
+        if rows == 1 and self._stack is not None:
+            hidden = self._stack(ids, self.cache.layers, tables, positions, turns)
+        else:
+            hidden = self.model.hidden(ids, attend)
         self._sampler.choose(self.model.head(hidden), self._tokens[:rows])
         return hidden
 

@@ -3,7 +3,8 @@
 The formulas are those of `worker.model.qwen`. For few rows norms, bias, SiLU and the residual are parts of the
 products, which read the weights in 4 bits: on tensor cores where `worker.model.gpu.rows` can serve, else up to FEW rows
 by `GpuLinear.few`. More rows go through cuBLAS on the layers in 16 bits, kept beside the packed ones where that was
-asked for, else made for the call; norms and residual are one launch there.
+asked for, else made for the call; norms and residual are one launch there. One row can have all layers in one launch:
+`stack`, which attends by itself and is for whoever has the cache that it reads.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.model.gpu import rows as tensor_cores
+from worker.model.gpu import stack as one_launch
 from worker.model.gpu import support
 from worker.model.gpu.linear import FEW, GpuLinear, TritonInt4
 from worker.model.gpu.plan import Role
 from worker.model.gpu.rows import Int4Rows, Stream
+from worker.model.gpu.stack import Int4Stack, StackLayer
 from worker.model.linear import Linear
 from worker.model.qwen import Attend, Block, QwenModel
 
@@ -67,11 +70,13 @@ class GpuQwenModel(QwenModel):
 
     copies  see above; None makes them anew.
     rows    the kernels on tensor cores; None where they cannot serve.
+    stack   all layers of one row, attention included, in one launch; None where it cannot serve.
     """
 
     layers: Sequence[GpuLayer]
     copies: Copies | None
     rows: Int4Rows | None
+    stack: Int4Stack | None
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, attend: Attend) -> Tensor:
@@ -222,6 +227,11 @@ def fused(model: QwenModel, *, copies: bool) -> QwenModel:
         layers=layers,
         copies=Copies(layers) if copies else None,
         rows=rows,
+        stack=one_launch.compiled(
+            [StackLayer(layer.ln_1, layer.roles, layer.ln_2) for layer in layers],
+            model.wte,
+            eps=model.config.norm_eps,
+        ),
     )
 
 

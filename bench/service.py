@@ -11,6 +11,7 @@ PostgreSQL needs the package of the tests.
 """
 
 import asyncio
+import gc
 import json
 import os
 import random
@@ -141,6 +142,8 @@ def _run_alone(pipe: Connection, config: EngineConfig) -> None:
 
     core, info = load_engine(config)
     tokenizer, defaults = Tokenizer.load(config.model_path), load_generation_defaults(config.model_path)
+    gc.collect()
+    gc.freeze()  # as the engine process does
     while (wanted := pipe.recv()) is not None:
         load, seed = wanted
         requests = []

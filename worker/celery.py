@@ -6,6 +6,7 @@ Importing it opens nothing and needs no torch. The process's parts are built whe
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import structlog
@@ -62,6 +63,8 @@ def _start(instance: object, **_: object) -> None:
         log.error("this worker cannot start", reason=str(reason))
         # Celery logs what a signal handler raises and goes on; only this ends the process.
         raise SystemExit(1) from None
+    gc.collect()
+    gc.freeze()  # as `worker.engine.process` does, for the same reason
     if here.generator is not None:
         here.watchdog = Watchdog(here, generation.run_all)
         here.watchdog.start()

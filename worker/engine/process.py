@@ -8,6 +8,7 @@ SIGINT and SIGTERM are ignored: a terminal or a service manager sends them to ev
 is for the worker to let running answers finish first.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -88,6 +89,8 @@ def main() -> NoReturn:
     threading.Thread(target=_beat, args=(pipe, pulse), name="heartbeat", daemon=True).start()
     threading.Thread(target=_listen, args=(pipe, commands), name="listener", daemon=True).start()
     core = _load(config, pipe)
+    gc.collect()
+    gc.freeze()  # torch's objects never go; to look through all of them, which Python does anew, takes 100 ms
     outgoing = Outgoing(pipe.send)
     while True:
         pulse.mark(core.stats)

@@ -9,6 +9,7 @@ What a graph reads lies in `StaticInputs`. A row reads its id there, or, while t
 the step before wrote it.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Several
 from functools import partial
@@ -24,6 +25,7 @@ from worker.engine.gpu.sampler import GreedySampler, TritonSampler
 from worker.engine.kv_cache import KVCache
 from worker.engine.mixed import MixedSteps, shapes_for
 from worker.engine.mixed_inputs import Shape
+from worker.engine.proof import LIMIT, deviation
 from worker.engine.request import GenerationRequest, SamplingParams
 from worker.engine.runner import NOT_FINITE, EagerRunner, Launched, Outcome, scores
 from worker.engine.sampler import NonFiniteLogits
@@ -37,6 +39,8 @@ from worker.model.qwen import QwenModel
 
 LONG = 1100  # tokens of a prompt for which no graph is captured, but the kernels of the longest are taken
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256)
+
+logger = logging.getLogger(__name__)
 
 
 class Replay(NamedTuple):
@@ -116,6 +120,7 @@ class GraphRunner(EagerRunner):
         self._graphs: dict[int | Shape, Replay] = {}
         if model.device.type == "cuda":
             attention.warm(cache, model.config.num_heads)
+            self._prove_stack(attention)
             self._graphs = self._captured()
             self._warm()
 
@@ -252,6 +257,15 @@ class GraphRunner(EagerRunner):
                 tables[row, : len(blocks)] = blocks
                 self._tabled[row], changed = there, True
         return changed
+
+    def _prove_stack(self, attention: DecodeAttention) -> None:
+        """Do without the launch for all layers where it does not compute what the others do."""
+        if self._stack is None:
+            return
+        found = deviation(self._stack, self.model, attention, self.cache, self._rotation)
+        if not found < LIMIT:
+            logger.warning("one launch for all layers is off by %.2g of a row's length: not used", found)
+            self._stack = None
 
     def _warm(self) -> None:
         """Compile what only plain calls take: else a prompt would wait for it."""

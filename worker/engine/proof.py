@@ -1,0 +1,45 @@
+"""Whether a launch that does many others' work does it right on this machine, found out before anybody is answered."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from worker.engine.attention import DecodeAttention
+from worker.engine.kv_cache import KVCache
+from worker.model.qwen import QwenModel
+from worker.model.rope import Rotation
+
+# More pages than a head of `int4_stack.cu` has blocks, and one that is not full.
+TOKENS = 150
+# fp16 between the layers makes some thousandths; whatever is wrong makes about 1.
+LIMIT = 0.01
+
+# The token, the cache's layers, the row's table of blocks, its position and rotation: as `Int4Stack` says.
+OneLaunch = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor, Rotation], Tensor]
+
+
+@torch.inference_mode()
+def deviation(
+    one_launch: OneLaunch, model: QwenModel, decode: DecodeAttention, cache: KVCache, rotation: Rotation
+) -> float:
+    """The most by which a row behind the last layer differs from that of many launches, as a part of its length.
+
+    Not a number where that is what it has computed. Overwrites the first blocks of the cache.
+    """
+    size, device = cache.block_size, model.device
+    count = min(TOKENS, cache.blocks * size, len(rotation.cos))
+    table = torch.arange(-(-count // size), dtype=torch.int32, device=device)[None]
+    ids = torch.arange(count, device=device) * 7919 % model.config.vocab_size
+    found = []
+    for place in range(count):
+        token, position = ids[place : place + 1], torch.tensor([place], device=device)
+        turns = rotation.at(position)
+
+        def attend(layer: int, qkv: Tensor, at: Tensor = position, turns: Rotation = turns) -> Tensor:
+            return decode.decode(qkv, layer, cache, table, at, turns)
+
+        many = model.hidden(token, attend)
+        one = one_launch(token, cache.layers, table, position, turns)
+        found.append((one - many).norm() / many.norm())
+    return float(torch.stack(found).max())

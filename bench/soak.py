@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.service import WORDS, body
+from bench.alone import WORDS, body
 from bench.stack import DatabaseKind, Stack
 from qwenq.model_choice import chosen
 from storage.history import Said

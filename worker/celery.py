@@ -15,7 +15,7 @@ from celery import signals
 from storage import broker
 from storage.logging import configure
 from storage.settings import BrokerSettings, SettingsError, StorageSettings, load
-from worker import generation, runtime
+from worker import claims, runtime
 from worker.engine.errors import EngineError
 from worker.model.errors import CheckpointError
 from worker.watchdog import Watchdog
@@ -66,7 +66,7 @@ def _start(instance: object, **_: object) -> None:
     gc.collect()
     gc.freeze()  # as `worker.engine.process` does, for the same reason
     if here.generator is not None:
-        here.watchdog = Watchdog(here, generation.run_all)
+        here.watchdog = Watchdog(here, claims.run_all)
         here.watchdog.start()
 
 

@@ -1,4 +1,6 @@
-"""One job in a worker: claim, render, submit, stream, finish. `Attempt.run` reads as its story.
+"""One job in a worker, once it is claimed (`worker.claims`): render, submit, stream, finish.
+
+`Attempt.run` reads as its story.
 
 The answer's tokens go two ways while it runs: to the live tail in Redis at once, in the engine's thread, where the
 caller streams or may come to; and to SQL at each checkpoint, which renews the lease in the same transaction. An attempt
@@ -7,17 +9,16 @@ that follows another goes on behind the longer of the two, so that nothing a cal
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from storage import answer_format, history, homes, leases, queue, stream, terminal
+from storage import answer_format, history, leases, stream, terminal
 from storage.errors import LeaseLost
 from storage.leases import Chunk
 from storage.models import Json, Response
@@ -45,83 +46,8 @@ class GivenBack(Exception):
     """The worker is going away; the job is queued again with its checkpoint."""
 
 
-def run_all(runtime: Runtime) -> None:
-    """Run jobs until there is none left to claim or the worker must go. Trouble is logged, never raised."""
-    try:
-        while not runtime.draining:
-            if run_next(runtime):
-                if not _any_waits(runtime):
-                    return
-            elif not _waited_for_home(runtime):
-                return
-    except SQLAlchemyError as trouble:
-        log.error("database unreachable, nothing claimed", cause=str(trouble))
-
-
-def run_next(runtime: Runtime) -> bool:
-    """Claim the best job there is and run it to an end of its attempt.
-
-    Returns:
-        False when there was nothing to claim.
-
-    Raises:
-        sqlalchemy.exc.SQLAlchemyError: the database is away; a claimed job's lease runs out and is swept.
-    """
-    generator = runtime.generator
-    if generator is None:
-        raise RuntimeError("a `generate` message reached a worker without an engine")
-    with runtime.claiming:
-        if runtime.busy >= runtime.settings.concurrency:
-            return False  # whoever runs here now looks for the next job when his is done
-        claimed = _claim(runtime)
-        runtime.busy += claimed is not None
-    if claimed is None:
-        return False
-    response, deadline = claimed
-    try:
-        with structlog.contextvars.bound_contextvars(response_id=response.id, attempt=response.attempt):
-            _run(Attempt(runtime, generator, response, deadline))
-    finally:
-        with runtime.claiming:
-            runtime.busy -= 1
-    return True
-
-
-def _any_waits(runtime: Runtime) -> bool:
-    """Look without the write lock that a claim takes: after most jobs of callers that wait there is nothing."""
-    with runtime.database.read() as session:
-        return queue.any_waits(session)
-
-
-def _waited_for_home(runtime: Runtime) -> bool:
-    """Call the worker that a waiting job is reserved for, and give it time; False where nothing is reserved."""
-    with runtime.database.read() as session:
-        found = homes.reserved(session, runtime.name)
-    if found is None:
-        return False
-    with contextlib.suppress(RedisError):
-        if homes.call(runtime.redis, found.home):
-            time.sleep(max(found.seconds, 0.0))  # a moment: `homes.FRESH_SECONDS` at most
-            return True
-    with runtime.database.begin() as session:
-        homes.forget(session, found.home)
-    return True
-
-
-def _claim(runtime: Runtime) -> tuple[Response, float] | None:
-    settings = runtime.settings
-    with runtime.database.begin() as session:
-        response = leases.claim(session, runtime.name, settings.lease_seconds, settings.max_attempts)
-        if response is None:
-            return None
-        # The engine's clock is not the database's: what crosses over is a time that is left. It is counted by a clock
-        # that nobody can set.
-        first = response.attempt == 1  # its time begins with this claim
-        left = response.max_run_seconds if first else leases.seconds_left(session, response)
-        return response, time.monotonic() + left
-
-
-def _run(attempt: Attempt) -> None:
+def run(attempt: Attempt) -> None:
+    """Bring the attempt to an end of its own: whatever goes wrong is logged here."""
     generator, response = attempt.generator, attempt.response
     try:
         with generator.cancels.watch(response.id, attempt.ask_to_cancel):

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from storage import broker, leases, publisher, retention, stream, webhook_tries
 from storage.salvage import Salvage
-from worker import delivery, generation, runtime
+from worker import claims, delivery, runtime
 from worker.hints import HintTask
 
 log = structlog.get_logger(__name__)
@@ -23,7 +23,7 @@ def generate(response_id: str) -> None:
     """There is work, `response_id` for one: run jobs until there is none left or the worker must go."""
     here = runtime.current()
     with here.hearing(), structlog.contextvars.bound_contextvars(knock=response_id):
-        generation.run_all(here)
+        claims.run_all(here)
 
 
 @shared_task(name=broker.TASKS["webhooks"], base=HintTask)

@@ -10,7 +10,7 @@ import pytest
 from storage import conversations, homes
 from storage.models import Response
 from tests.storage.factory import accept, answer, claim, project
-from worker import generation
+from worker import claims
 from worker.cancels import Cancels
 from worker.runtime import Runtime
 from worker.watchdog import Watchdog
@@ -47,7 +47,7 @@ def test_a_home_that_listens_is_called_and_given_its_moment(runtime: Runtime, jo
             job = session.get_one(Response, job_id)
             job.shared_at = (job.shared_at or 0.0) + 1.0
         began = time.monotonic()
-        assert generation._waited_for_home(runtime)
+        assert claims._waited_for_home(runtime)
         assert called.wait(5)
         assert time.monotonic() - began > 0.2
         assert home_of(runtime, job_id) == "other"
@@ -58,9 +58,9 @@ def test_a_home_that_listens_is_called_and_given_its_moment(runtime: Runtime, jo
 
 
 def test_what_is_for_a_worker_that_is_gone_is_taken_at_once(runtime: Runtime, job_id: str) -> None:
-    assert generation._waited_for_home(runtime)
+    assert claims._waited_for_home(runtime)
     assert home_of(runtime, job_id) is None
-    assert not generation._waited_for_home(runtime)
+    assert not claims._waited_for_home(runtime)
     with runtime.database.begin() as session:
         assert claim(session, runtime.name) is not None
 

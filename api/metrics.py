@@ -86,5 +86,7 @@ class Waiting(Collector):
             "qwenq_queue_running", "Jobs that run, in all of the service.", backlog.running
         )
         yield GaugeMetricFamily(
-            "qwenq_outbox_messages", "Messages that the broker has not got yet.", backlog.outbox
+            "qwenq_outbox_messages",
+            "Messages older than a second that the broker has not got.",
+            backlog.outbox,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Double, Integer, bindparam, delete, event, insert, select
+from sqlalchemy import Double, Integer, bindparam, delete, event, insert, select, tuple_
 from sqlalchemy.orm import Session
 
 from storage import clock
@@ -25,14 +25,16 @@ PENDING = (
     .order_by(Outbox.id)
     .limit(bindparam("most", type_=Integer))
 )
-# By what they say too: SQLite gives the id of a deleted row again, and somebody else may have deleted it.
+# By what they say too: SQLite gives the id of a deleted row again, and somebody else may have deleted it. A message
+# that says the same again under the same id is deleted unsent; the job that it is about is announced once more.
 SENT = delete(Outbox.__table__).where(  # type: ignore[arg-type]
-    Outbox.__table__.c.id.in_(bindparam("gone", expanding=True)),
-    Outbox.__table__.c.subject.in_(bindparam("about", expanding=True)),
+    tuple_(Outbox.__table__.c.id, Outbox.__table__.c.subject).in_(bindparam("gone", expanding=True))
 )
 
 Queue = Literal["generate", "webhooks"]
 WRITTEN = "qwenq_owed"
+# A row that is as old was left behind by whoever wrote it.
+UNSENT_SECONDS = 1.0
 
 
 class Owed(NamedTuple):
@@ -69,4 +71,4 @@ def pending(session: Session, limit: int, age: float = 0.0) -> list[Owed]:
 
 def sent(session: Session, rows: Sequence[Owed]) -> None:
     """Forget messages that the broker has taken."""
-    session.execute(SENT, {"gone": [row.id for row in rows], "about": [row.subject for row in rows]})
+    session.execute(SENT, {"gone": [(row.id, row.subject) for row in rows]})

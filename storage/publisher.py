@@ -35,8 +35,6 @@ FULL_SECONDS = 0.05
 TICK_SECONDS = 2.0
 # What was sent is deleted so much later. A process that is killed meanwhile leaves it to be sent once more.
 FORGET_SECONDS = 0.1
-# A row that is as old was left behind by somebody.
-UNSENT_SECONDS = 1.0
 
 
 class Sender:
@@ -147,12 +145,15 @@ class Publisher:
             self._wake.wait(max(0.0, min(look, self._forget_at) - time.monotonic()))
             self._wake.clear()
             try:
-                self._send()
-                if time.monotonic() >= min(look, self._forget_at):
+                sent = self._send()
+                now = time.monotonic()
+                due = now >= look
+                if due:
+                    look = now + TICK_SECONDS  # before anything that may fail: the next try is later
+                if due or now >= self._forget_at:
                     self._forget()
-                if time.monotonic() >= look:
-                    look = time.monotonic() + TICK_SECONDS
-                    drain(self._database, self._sender, age=UNSENT_SECONDS)
+                if due:
+                    sent += drain(self._database, self._sender, age=outbox.UNSENT_SECONDS)
             except (BrokerUnavailable, RedisError, OSError, SQLAlchemyError) as trouble:
                 if reachable:  # say it once, not every two seconds of an outage
                     log.warning("broker or database unreachable, jobs stay queued in SQL", cause=str(trouble))
@@ -161,19 +162,20 @@ class Publisher:
                 log.exception("defect")
                 time.sleep(TICK_SECONDS)
             else:
-                if not reachable:
+                if sent and not reachable:
                     log.info("broker reachable again, the outbox is sent")
-                reachable = True
+                    reachable = True
         with suppress(SQLAlchemyError):
             self._forget()
         self._sender.close()
 
-    def _send(self) -> None:
+    def _send(self) -> int:
         with self._lock:
             owed, self._owed = self._owed, []
         send(owed, self._sender, self._taken)
         if self._taken:
             self._forget_at = min(self._forget_at, time.monotonic() + FORGET_SECONDS)
+        return len(owed)
 
     def _forget(self) -> None:
         self._forget_at = math.inf

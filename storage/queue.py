@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from sqlalchemy import ColumnElement, Integer, bindparam, func, literal, select
 from sqlalchemy.orm import Session
 
-from storage import clock
+from storage import clock, outbox
 from storage.models import Outbox, Response
 
 Tier = Literal["priority", "default", "flex"]
@@ -31,7 +31,7 @@ PACE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits now: queued jobs by tier, the age of the oldest that only lacks a worker, unsent messages."""
+    """What waits now: queued jobs by tier, the age of the oldest that only lacks a worker, messages left unsent."""
 
     queued: dict[str, int]
     oldest_seconds: float
@@ -103,7 +103,9 @@ def backlog(session: Session) -> Backlog:
         select(clock.now() - func.min(Response.created_at)).where(is_queued(), Response.ready)
     )
     running = session.scalar(select(func.count()).select_from(Response).where(is_running()))
-    unsent = session.scalar(select(func.count()).select_from(Outbox))
+    unsent = session.scalar(
+        select(func.count()).where(Outbox.created_at <= clock.now() - outbox.UNSENT_SECONDS)
+    )
     return Backlog(queued, max(0.0, oldest or 0.0), running or 0, unsent or 0)
 
 

@@ -30,7 +30,8 @@ class Writers:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for this process's other writers; no longer than SQLite is waited for, which then says what is wrong."""
+        """Wait for this process's other writers, but for no more than BUSY_SECONDS: then SQLite is asked, which says
+        after as long again what is wrong."""
         held = self._writing.acquire(timeout=BUSY_SECONDS)
         try:
             yield
@@ -62,7 +63,8 @@ def prepare(engine: Engine) -> None:
 
 
 def _is_busy(error: BaseException) -> bool:
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+    # The lowest byte of what the driver has: the rest says why, as that another process mends the log of a dead one.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 LOOKING = Retrying(
@@ -78,7 +80,7 @@ def _begin_writing(connection: Connection) -> None:
     driver.execute("PRAGMA busy_timeout=0")
     try:
         LOOKING(driver.execute, "BEGIN IMMEDIATE")
-    except sqlite3.OperationalError:
+    except sqlite3.Error:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # once more, so that it fails as everything else does
     finally:
         driver.execute(f"PRAGMA busy_timeout={1000 * BUSY_SECONDS}")

@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from storage import broker, leases, publisher, retention, stream, webhook_tries
+from storage import broker, leases, outbox, publisher, retention, stream, webhook_tries
 from storage.salvage import Salvage
 from worker import claims, delivery, runtime
 from worker.hints import HintTask
@@ -45,7 +45,7 @@ def sweep() -> None:
         with here.database.begin() as session:
             due = webhook_tries.sweep_deliveries(session, limit=here.settings.webhook_receiver_limit)
         with contextlib.closing(publisher.Sender(here.app)) as sender:
-            publisher.drain(here.database, sender, age=publisher.UNSENT_SECONDS)
+            publisher.drain(here.database, sender, age=outbox.UNSENT_SECONDS)
         for response_id, attempt in swept.ended:
             stream.end(here.redis, response_id, attempt)
     except (SQLAlchemyError, RedisError, BrokerUnavailable) as trouble:

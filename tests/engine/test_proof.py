@@ -18,20 +18,27 @@ SIZE = 16
 
 
 class OneLaunch:
-    """Computes as the model does, but for what `pages` makes of the table and `spoil` of a position's result."""
+    """Computes as the model does, but for what `pages` makes of the table, `spoil` of a result, and `stores`."""
 
     def __init__(self, model: QwenModel, decode: attention.DecodeAttention, cache: KVCache) -> None:
         self.model, self.decode, self.cache = model, decode, cache
-        self.pages: Callable[[Tensor], Tensor] = lambda table: table
+        self.pages: Callable[[Tensor, int], Tensor] = lambda table, _position: table
+        self.stores = True
         self.spoil: Callable[[Tensor, Tensor], Tensor] = lambda _position, hidden: hidden
 
     def __call__(
         self, token: Tensor, _caches: Sequence[Tensor], table: Tensor, position: Tensor, turns: Rotation
     ) -> Tensor:
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            return self.decode.decode(qkv, layer, self.cache, self.pages(table), position, turns)
+            pages = self.pages(table, int(position))
+            return self.decode.decode(qkv, layer, self.cache, pages, position, turns)
 
-        return self.spoil(position, self.model.hidden(token, attend))
+        before = [layer.clone() for layer in self.cache.layers]
+        found = self.spoil(position, self.model.hidden(token, attend))
+        if not self.stores:
+            for layer, kept in zip(self.cache.layers, before, strict=True):
+                layer.copy_(kept)
+        return found
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def one_launch(model: QwenModel) -> OneLaunch:
     (decode,) = (one for one in attention._EVERYWHERE["cpu"] if one.name == "torch-gathered")
     assert isinstance(decode, attention.DecodeAttention)
     cache = KVCache(
-        model.config, blocks=8, block_size=SIZE, dtype=torch.float32, device=model.device, quantized=False
+        model.config, blocks=12, block_size=SIZE, dtype=torch.float32, device=model.device, quantized=False
     )
     return OneLaunch(model, decode, cache)
 
@@ -55,12 +62,24 @@ def test_what_is_right_passes(one_launch: OneLaunch) -> None:
 
 
 def test_what_is_wrong_at_one_place_does_not(one_launch: OneLaunch) -> None:
-    one_launch.spoil = lambda position, hidden: hidden * (1 if position != 70 else 1.02)
+    one_launch.spoil = lambda position, hidden: hidden + (0 if position != 70 else 0.05) * hidden.flip(-1)
     assert deviates(one_launch) > LIMIT
 
 
 def test_what_reads_another_page_does_not(one_launch: OneLaunch) -> None:
-    one_launch.pages = lambda table: table.roll(1, 1)
+    one_launch.pages = lambda table, position: table.roll(1, 1) if position == 50 else table
+    assert deviates(one_launch) > LIMIT
+
+
+def test_what_takes_pages_in_their_order_does_not(one_launch: OneLaunch) -> None:
+    one_launch.pages = lambda table, position: table.sort().values if position == 50 else table
+    assert deviates(one_launch) > LIMIT
+
+
+def test_what_keeps_no_keys_and_values_does_not(one_launch: OneLaunch) -> None:
+    for layer in one_launch.cache.layers:
+        layer.zero_()
+    one_launch.stores = False
     assert deviates(one_launch) > LIMIT
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from storage import broker, outbox, publisher
 from storage.database import Database
@@ -146,6 +148,31 @@ def test_a_message_that_was_given_a_forgotten_ones_id_stays(database: Database) 
         )
     publisher.forget(database, [first])
     assert left(database) == 1
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_database_that_is_away_is_asked_now_and_then(
+    database: Database, app: Celery, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def fails(_database: Database, taken: Sequence[outbox.Owed]) -> None:
+        if taken:
+            asked.append(time.monotonic())
+            raise OperationalError("DELETE", None, Exception("away"))
+
+    monkeypatch.setattr(publisher, "forget", fails)
+    monkeypatch.setattr(publisher, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(publisher, "FORGET_SECONDS", 0.05)
+    sending = publisher.Publisher(database, app)
+    sending.start()
+    try:
+        owe(database, "webhooks", 1)
+        until("twenty questions", lambda: len(asked) >= 20, 30)
+    finally:
+        sending.stop()
+    assert asked[19] - asked[0] > 0.5
+    assert redis.llen("webhooks") == 1
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

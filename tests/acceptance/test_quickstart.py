@@ -34,7 +34,8 @@ def test_greeting(client: OpenAI) -> None:
 
 def test_persona_by_system_prompt(client: OpenAI) -> None:
     answer = ask(client, "You are a pirate. Always talk like a pirate.", "Hello")
-    assert re.search("pirate|captain|ahoy|matey", answer.output_text, re.IGNORECASE)
+    # In 32 bits it is a captain of pirates; in 8 bits, with AVX2 alone, it says "welcome aboard".
+    assert re.search("pirate|captain|ahoy|matey|aboard", answer.output_text, re.IGNORECASE)
     assert answer.output_text != ask(client, None, "Hello").output_text
 
 

@@ -17,13 +17,13 @@ from storage.database import Database
 from tests.api.fake_worker import until
 
 IMPORT = """
-import sys, time
-started = time.perf_counter()
+import sys
 import api.app
-seconds = time.perf_counter() - started
 heavy = {"torch", "tiktoken", "transformers", "worker", "openai"} & sys.modules.keys()
-print(seconds, sorted(heavy))
+print(len(sys.modules), sorted(heavy))
 """
+# There were 1,288 in November 2026, which take half a second to two and a half, as the machine is.
+MOST_MODULES = 1_500
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -31,18 +31,13 @@ def environment(**variables: str) -> dict[str, str]:
     return clean | {f"QWENQ_{name.upper()}": value for name, value in variables.items()}
 
 
-def test_importing_needs_no_settings_no_torch_and_little_time() -> None:
-    fastest = 1e9
-    for _ in range(3):  # other tests of the machine may be running; the import itself has one cost
-        done = subprocess.run(
-            [sys.executable, "-c", IMPORT], env=environment(), capture_output=True, text=True, check=True
-        )
-        seconds, heavy = done.stdout.split(maxsplit=1)
-        assert heavy.strip() == "[]"
-        fastest = min(fastest, float(seconds))
-        if fastest < 2:
-            break
-    assert fastest < 2
+def test_importing_needs_no_settings_no_torch_and_few_modules() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], env=environment(), capture_output=True, text=True, check=True
+    )
+    modules, heavy = done.stdout.split(maxsplit=1)
+    assert heavy.strip() == "[]"
+    assert int(modules) < MOST_MODULES
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ pytest_plugins = ["tests.acceptance.houses"]
 
 # Two cores: a thread pool in each process under test would only make them wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts what runs in the background with Ctrl-C ignored, and so would every process under test be started.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Folders whose tests share a whole running service; elsewhere a file is what belongs together.

@@ -12,7 +12,8 @@ from storage.history import Said
 from worker import prompt
 from worker.engine.config import EngineConfig
 from worker.engine.request import Finished, GenerationRequest, Tokens
-from worker.model.config import load_generation_defaults
+from worker.model.chat import Prompt
+from worker.model.config import GenerationDefaults, load_generation_defaults
 from worker.model.tokenizer import Tokenizer
 
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school")
@@ -59,6 +60,16 @@ def body(text: str, tokens: int, **more: object) -> dict[str, Any]:
     }
 
 
+def rendered(
+    asked: dict[str, Any], tokenizer: Tokenizer, defaults: GenerationDefaults, context_length: int
+) -> Prompt:
+    """The prompt that a worker makes of a request's body."""
+    item = {"role": "user", "content": [{"text": asked["input"]}]}
+    return prompt.build(
+        [Said(item)], asked, tokenizer=tokenizer, defaults=defaults, context_length=context_length
+    )
+
+
 class Alone:
     """The engine's own loop in a process of its own: no pipe, no API, no SQL."""
 
@@ -88,14 +99,7 @@ def _run_alone(pipe: Connection, config: EngineConfig) -> None:
         load, seed = wanted
         requests = []
         for number, asked in enumerate(load.asked(seed)):
-            item = {"role": "user", "content": [{"text": asked["input"]}]}
-            built = prompt.build(
-                [Said(item)],
-                asked,
-                tokenizer=tokenizer,
-                defaults=defaults,
-                context_length=info.context_length,
-            )
+            built = rendered(asked, tokenizer, defaults, info.context_length)
             sampling = prompt.sampling(asked, built, number, tokenizer=tokenizer, defaults=defaults)
             requests.append(
                 GenerationRequest(f"{seed}/{number}", tuple(built.ids), (), sampling, None, str(seed))

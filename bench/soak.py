@@ -19,11 +19,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.alone import WORDS, body
+from bench.alone import WORDS, body, rendered
 from bench.stack import DatabaseKind, Stack
 from qwenq.model_choice import chosen
-from storage.history import Said
-from worker import prompt
 from worker.model.config import load_config, load_generation_defaults
 from worker.model.tokenizer import Tokenizer
 
@@ -35,16 +33,10 @@ FLAT, FLAT_MEGABYTES = 0.05, 16.0
 def longest(model: Path, answer: int) -> tuple[str, int]:
     """A text whose prompt leaves `answer` tokens of the context, and the prompt's length."""
     tokenizer, context = Tokenizer.load(model), load_config(model).context_length
+    defaults = load_generation_defaults(model)
     text = "time"
     for _ in range(2):  # a word more is a token more
-        item = {"role": "user", "content": [{"text": text}]}
-        built = prompt.build(
-            [Said(item)],
-            body(text, answer),
-            tokenizer=tokenizer,
-            defaults=load_generation_defaults(model),
-            context_length=context,
-        )
+        built = rendered(body(text, answer), tokenizer, defaults, context)
         text += " time" * (context - answer - len(built.ids))
     return text, context - answer
 

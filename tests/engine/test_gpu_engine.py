@@ -54,7 +54,7 @@ def model(path: Path) -> QwenModel:
 def core(path: Path, model: QwenModel, request: pytest.FixtureRequest) -> EngineCore:
     attention, kv_cache = request.param
     config = EngineConfig(
-        path, max_running=40, kv_cache_tokens=20_000, attention=attention, kv_cache=kv_cache
+        path, max_running=120, kv_cache_tokens=40_000, attention=attention, kv_cache=kv_cache
     )
     return assemble(model, Tokenizer.load(path), config)
 
@@ -77,8 +77,8 @@ def judge(core: EngineCore, reference: QwenModel, request: GenerationRequest, id
 def test_every_token_is_one_that_the_cpu_could_have_chosen(core: EngineCore, reference: QwenModel) -> None:
     """Prompts and answers of many lengths come and go, so that batches of all sizes are computed."""
     requests = [
-        ask(str(n), [(7 * n + 3 * k + k * k) % 400 for k in range(1 + 9 * n)], tokens=3 + 5 * (n % 13))
-        for n in range(60)
+        ask(str(n), [(7 * n + 3 * k + k * k) % 400 for k in range(1 + 9 * n % 540)], tokens=3 + 5 * (n % 13))
+        for n in range(150)
     ]
     requests.append(ask("long", [(5 * k + k * k) % 400 for k in range(1500)], tokens=40))
     answers = run(core, *requests)

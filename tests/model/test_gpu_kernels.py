@@ -88,8 +88,10 @@ def test_large_activations_do_not_overflow() -> None:
     assert error(linear.few(x, out, add=True), x.float() @ exact) < 1e-2
 
 
-@pytest.fixture(scope="module")
-def on_tensor_cores() -> tuple[Int4Rows, dict[Role, tuple[GpuLinear, torch.Tensor]]]:
+@pytest.fixture(scope="module", params=["alone", "beside attention"])
+def on_tensor_cores(
+    request: pytest.FixtureRequest,
+) -> tuple[Int4Rows, dict[Role, tuple[GpuLinear, torch.Tensor]]]:
     """The kernels for a layer whose sizes no tile divides, its products, and their exact weights."""
     if (reason := support.why_not_compiled(DEVICE)) is not None:
         pytest.skip(f"the kernels in CUDA C++ cannot run here: they {reason}")
@@ -101,7 +103,11 @@ def on_tensor_cores() -> tuple[Int4Rows, dict[Role, tuple[GpuLinear, torch.Tenso
     }
     roles = {role: linear for role, (linear, _) in made.items()}
     assert Int4Rows.why_not([roles]) is None
-    return Int4Rows(roles), made
+    if request.param == "alone":
+        return Int4Rows(roles), made
+    if torch.cuda.get_device_capability(DEVICE) != wgmma.CAPABILITY:
+        pytest.skip("this GPU has no such kernels")
+    return Int4Rows(roles, wgmma.BESIDE, first=True), made
 
 
 @pytest.mark.parametrize("rows", range(1, wgmma.MOST + 1))

@@ -34,8 +34,10 @@ from worker.engine.sequence import PENDING, Sequence
 from worker.engine.static_inputs import StaticInputs
 from worker.model.gpu import support
 from worker.model.gpu.decoder import GpuQwenModel
+from worker.model.gpu.halves import Halves
 from worker.model.gpu.stack import Int4Stack
 from worker.model.qwen import QwenModel
+from worker.model.rope import Rotation
 
 LONG = 1100  # tokens of a prompt for which no graph is captured, but the kernels of the longest are taken
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256)
@@ -85,8 +87,11 @@ class GraphRunner(EagerRunner):
         super().__init__(model, cache, attention, n_vocab=n_vocab, by_row=False)
         self._decode = attention.decode
         self._stack: Int4Stack | None = None
+        self._halves: Halves | None = None
         if isinstance(model, GpuQwenModel) and isinstance(attention, CudaPaged):
             self._stack = model.stack  # it attends itself, as that backend does
+            if model.beside is not None:
+                self._halves = Halves(model, model.beside)  # that backend keeps nothing between its launches
         self._scratch = cache.blocks - 1
         largest = next((bucket for bucket in BUCKETS if bucket >= max_running), BUCKETS[-1])
         self._buckets = [bucket for bucket in BUCKETS if bucket <= largest]
@@ -186,11 +191,14 @@ class GraphRunner(EagerRunner):
         positions, tables = self._inputs.positions[:rows], self._inputs.tables[:rows]
         ids, turns = self._sampler.begin(self._inputs.reads(rows), self._tokens, self._rotation)
 
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            return self._decode(qkv, layer, self.cache, tables, positions, turns)
+        def attend(layer: int, qkv: Tensor, some: slice = slice(None)) -> Tensor:
+            some_turns = Rotation(turns.cos[some], turns.sin[some])
+            return self._decode(qkv, layer, self.cache, tables[some], positions[some], some_turns)
 
         if rows == 1 and self._stack is not None:
             hidden = self._stack(ids, self.cache.layers, tables, positions, turns)
+        elif self._halves is not None and self._halves.serves(rows):
+            hidden = self._halves(ids, attend)
         else:
             hidden = self.model.hidden(ids, attend)
         self._sampler.choose(self.model.head(hidden), self._tokens[:rows])

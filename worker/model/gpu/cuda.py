@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 LARGEST_SHARED = 227 * 1024  # bytes of a block, on compute capability 9.0
-_CLUSTER, _OVERLAP = 4, 6  # CUlaunchAttributeID
+_CLUSTER, _OVERLAP, _PRIORITY = 4, 6, 8  # CUlaunchAttributeID
 _FIXED_SHARED, _MAX_DYNAMIC_SHARED = 1, 8  # CUfunction_attribute
 
 
@@ -57,20 +57,25 @@ class Kernel(NamedTuple):
         shared: int = 0,
         cluster: int = 1,
         overlap: bool = False,
+        first: bool = False,
     ) -> None:
         """Launch on torch's current stream. An int is passed as C's int, a float as float, a tensor as its address.
 
         grid     blocks along x and y; `cluster` of them that follow along x form a cluster.
         shared   bytes of dynamic shared memory.
         overlap  begin while the launch before this one still runs; the kernel waits for it itself.
+        first    where launches of other streams wait for room too, it has it before them.
         """
-        attributes = (_Attribute * 2)()
+        attributes = (_Attribute * 3)()
         count = 0
         if cluster > 1:
             attributes[count].id, attributes[count].value.sizes = _CLUSTER, (cluster, 1, 1)
             count += 1
         if overlap:
             attributes[count].id, attributes[count].value.flag = _OVERLAP, 1
+            count += 1
+        if first:
+            attributes[count].id, attributes[count].value.flag = _PRIORITY, -1
             count += 1
         stream = torch.cuda.current_stream().cuda_stream
         config = _Config((*grid, 1), (threads, 1, 1), shared, stream, attributes, count)

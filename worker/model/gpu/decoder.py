@@ -70,19 +70,21 @@ class GpuQwenModel(QwenModel):
 
     copies  see above; None makes them anew.
     rows    the kernels on tensor cores; None where they cannot serve.
+    beside  the same, cut for `halves.py`.
     stack   all layers of one row, attention included, in one launch; None where it cannot serve.
     """
 
     layers: Sequence[GpuLayer]
     copies: Copies | None
     rows: Int4Rows | None
+    beside: Int4Rows | None
     stack: Int4Stack | None
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, attend: Attend) -> Tensor:
         """As `QwenModel` says."""
         if self.rows is not None and len(ids) <= self.rows.most:
-            return self._on_tensor_cores(self.rows, ids, attend)
+            return self.on_tensor_cores(self.rows, ids, attend)
         hidden = self._embed(ids)
         run = self._few if len(ids) <= FEW else self._many
         run(hidden, attend)
@@ -117,8 +119,8 @@ class GpuQwenModel(QwenModel):
         )
         return hidden
 
-    def _on_tensor_cores(self, rows: Int4Rows, ids: Tensor, attend: Attend) -> Tensor:
-        """All layers."""
+    def on_tensor_cores(self, rows: Int4Rows, ids: Tensor, attend: Attend) -> Tensor:
+        """As `hidden`, by these kernels."""
         count, eps = len(ids), self.config.norm_eps
         shape = (3 * self.config.num_heads, self.config.head_dim)
         stream = Stream.empty(count, self.config.hidden_size, self.device)
@@ -227,6 +229,7 @@ def fused(model: QwenModel, *, copies: bool) -> QwenModel:
         layers=layers,
         copies=Copies(layers) if copies else None,
         rows=rows,
+        beside=None if rows is None else tensor_cores.compiled_beside(layers[0].roles),
         stack=one_launch.compiled(
             [StackLayer(layer.ln_1, layer.roles, layer.ln_2) for layer in layers],
             model.wte,

@@ -117,6 +117,7 @@ int4_wgmma(const half_bits* x, float* squares, float eps, const unsigned* __rest
            const half_bits* __restrict__ scales, const half_bits* __restrict__ bias, void* out,
            const float* __restrict__ gamma, half_bits* next, int rows, int inputs, int outputs, int pdl) {
   constexpr int WARPS = TEAMS * 4, THREADS = TEAMS * 128, NT = TILES * TEAMS, TURNS = GROUPS / TURN;
+  static_assert(STAGES == TURNS || STAGES >= 3, "copies of a turn would meet products of the one before");
   constexpr int LINES = ROWS * 128, STAGE = TURN * 2 * LINES;  // bytes: 64 inputs of all rows; the groups of a turn
   // A part of the result is a tile of 8 rows, of whose products every thread of a team has 4. A block ends PARTS of them,
   // a team EACH, which are of rows from `from` on, RANGE at most.

@@ -111,9 +111,16 @@ class Int4Rows:
     """Launches for up to `most` rows of layers that have the same shapes. Raises `cuda.CompileError`."""
 
     def __init__(
-        self, layer: dict[Role, GpuLinear], tilings: Mapping[int, Mapping[Role, Tile]] | None = None
+        self,
+        layer: dict[Role, GpuLinear],
+        tilings: Mapping[int, Mapping[Role, Tile]] | None = None,
+        *,
+        first: bool = False,
     ) -> None:
-        """`layer`: the products of any of them. `tilings`, by the most rows: others than those in use."""
+        """`layer`: the products of any of them. `tilings`, by the most rows: others than those in use.
+
+        `first` as `cuda.Kernel` says.
+        """
         device = next(iter(layer.values())).words.device
         tilings = tilings or tilings_for(torch.cuda.get_device_capability(device), layer)
         plans = {
@@ -122,7 +129,7 @@ class Int4Rows:
             for role, linear in layer.items()
         }
         kernels = _compiled({(plan.source, plan.instance) for plan in plans.values()}, device)
-        self._steps = sorted(tilings)
+        self._steps, self._first = sorted(tilings), first
         self._launches = {key: (kernels[plan.instance], plan) for key, plan in plans.items()}
         self._placed = {most: plan.source == wgmma.SOURCE for (most, _), plan in plans.items()}
 
@@ -184,6 +191,7 @@ class Int4Rows:
             shared=plan.shared,
             cluster=plan.cluster,
             overlap=True,
+            first=self._first,
         )
 
 
@@ -191,7 +199,7 @@ def tilings_for(
     capability: tuple[int, int], layer: dict[Role, GpuLinear]
 ) -> Mapping[int, Mapping[Role, Tile]]:
     """What serves such layers on a GPU, by the most rows."""
-    if capability != wgmma.CAPABILITY or not wgmma.fits(layer):
+    if capability != wgmma.CAPABILITY or not wgmma.fits(layer, wgmma.TILES):
         return TILES
     fewer = {most: tiles for most, tiles in TILES.items() if most < min(wgmma.TILES)}
     return {**fewer, **wgmma.TILES}
@@ -225,3 +233,16 @@ def compiled(layers: Sequence[dict[Role, GpuLinear]]) -> Int4Rows | None:
         return None
     logger.info("the int4 product on tensor cores %s", reason)
     return None
+
+
+def compiled_beside(layer: dict[Role, GpuLinear]) -> Int4Rows | None:
+    """What `halves.py` needs, of layers that tensor cores serve; None, and the log says why, where there is none."""
+    capability = torch.cuda.get_device_capability(layer["c_attn"].words.device)
+    if capability != wgmma.CAPABILITY or not wgmma.fits(layer, wgmma.BESIDE):
+        logger.info("steps of many rows are not computed in halves: there are no kernels for it here")
+        return None
+    try:
+        return Int4Rows(layer, wgmma.BESIDE, first=True)
+    except (cuda.CompileError, RuntimeError) as error:
+        logger.info("steps of many rows are not computed in halves: %s", error)
+        return None

@@ -48,11 +48,11 @@ class WgmmaTile(NamedTuple):
         )
 
 
-def fits(layer: dict[Role, GpuLinear]) -> bool:
+def fits(layer: dict[Role, GpuLinear], tilings: dict[int, dict[Role, WgmmaTile]]) -> bool:
     """Whether a block has the shared memory for its weights: those of a wider model are too many."""
     plans = (
         tiles[role].plan(most, role, linear)
-        for most, tiles in TILES.items()
+        for most, tiles in tilings.items()
         for role, linear in layer.items()
     )
     return all(plan.shared <= LARGEST_SHARED - 256 for plan in plans)  # 256 for what is not dynamic
@@ -92,3 +92,26 @@ TILES: dict[int, dict[Role, WgmmaTile]] = {
     },
 }
 MOST = max(TILES)
+
+# The same for a half of the rows of a step whose other half attends meanwhile (`halves.py`), found on an H200: a block
+# has two teams, so that attention finds registers beside it.
+BESIDE: dict[int, dict[Role, WgmmaTile]] = {
+    32: {
+        "c_attn": WgmmaTile(1, 2, 2, 2, 4, 104),
+        "attn_c_proj": WgmmaTile(1, 2, 2, 1, 8, 104),
+        "gate_up": WgmmaTile(1, 2, 2, 2, 4, 104),
+        "mlp_c_proj": WgmmaTile(1, 2, 2, 4, 6, 104),
+    },
+    48: {
+        "c_attn": WgmmaTile(1, 2, 1, 4, 4, 104),
+        "attn_c_proj": WgmmaTile(1, 2, 2, 1, 8, 104),
+        "gate_up": WgmmaTile(1, 2, 1, 4, 4, 104),
+        "mlp_c_proj": WgmmaTile(1, 2, 2, 4, 6, 104),
+    },
+    64: {
+        "c_attn": WgmmaTile(1, 2, 1, 4, 2, 128),
+        "attn_c_proj": WgmmaTile(1, 2, 1, 4, 4, 128),
+        "gate_up": WgmmaTile(1, 2, 1, 4, 2, 128),
+        "mlp_c_proj": WgmmaTile(1, 2, 1, 4, 6, 128),
+    },
+}

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from storage import homes, metrics, stream
 from storage.crypto import SecretBox
 from storage.database import Database
 from storage.egress import EgressPolicy
+from storage.models import Response
 from storage.publisher import Publisher
 from storage.settings import load
 from worker.aside import Aside
@@ -36,6 +38,9 @@ from worker.tail import TailWriter
 from worker.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
+
+# A job whose attempt is this worker's, and when its time is over (time.monotonic).
+Claimed = tuple[Response, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,11 @@ class Runtime:
     in_tasks: int = 0
     busy: int = 0
     counting: threading.Lock = field(default_factory=threading.Lock)
-    # Held while a job is claimed, so that `busy` and the claim's own look at this worker's jobs agree.
+    # Held while jobs are claimed, so that no more are than there are slots, and the claim's own look at this worker's
+    # jobs is right. How many threads want one, and what has been claimed for those that wait.
     claiming: threading.Lock = field(default_factory=threading.Lock)
+    looking: int = 0
+    claimed: deque[Claimed] = field(default_factory=deque)
 
     @contextmanager
     def hearing(self) -> Iterator[None]:

@@ -234,7 +234,7 @@ def attention(rows: int, context: int, bandwidth: float, *, quantized: bool) -> 
     positions = torch.full((rows,), context - 1, device=DEVICE)
     turns = rotation(8192, 128, 10000.0, DEVICE).at(positions)
     qkv, layers = torch.randn(rows, 48, 128, device=DEVICE).half(), len(cache.layers)
-    kernels = [TritonPaged()] if quantized else [CudaPaged(), TritonPaged()]
+    kernels = [CudaPaged(), TritonPaged()]
     times = [
         microseconds(
             lambda kernel=kernel: [

@@ -50,7 +50,7 @@ def model(path: Path) -> QwenModel:
     return load_model(path, device="cuda", weights="int4", copies=True)
 
 
-@pytest.fixture(params=[(None, "auto"), ("triton-paged", "auto"), ("triton-paged", "int8")])
+@pytest.fixture(params=[(None, "auto"), (None, "int8"), ("triton-paged", "auto"), ("triton-paged", "int8")])
 def core(path: Path, model: QwenModel, request: pytest.FixtureRequest) -> EngineCore:
     attention, kv_cache = request.param
     config = EngineConfig(

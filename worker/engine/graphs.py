@@ -88,10 +88,11 @@ class GraphRunner(EagerRunner):
         self._decode = attention.decode
         self._stack: Int4Stack | None = None
         self._halves: Halves | None = None
-        if isinstance(model, GpuQwenModel) and isinstance(attention, CudaPaged):
+        if isinstance(model, GpuQwenModel) and isinstance(attention, CudaPaged) and not cache.quantized:
             self._stack = model.stack  # it attends itself, as that backend does
             if model.beside is not None:
-                self._halves = Halves(model, model.beside)  # that backend keeps nothing between its launches
+                # That backend keeps nothing between its launches. In 8 bits it is too short to multiply under.
+                self._halves = Halves(model, model.beside)
         self._scratch = cache.blocks - 1
         largest = next((bucket for bucket in BUCKETS if bucket >= max_running), BUCKETS[-1])
         self._buckets = [bucket for bucket in BUCKETS if bucket <= largest]

@@ -1,4 +1,5 @@
-"""Decode attention by `paged_decode.cu`, on GPUs of compute capability 9 and 10; prompts as `TritonPaged`."""
+"""Decode attention by `paged_decode.cu` and `paged_decode_int8.cu`, on GPUs of compute capability 9 and 10; prompts as
+`TritonPaged`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +15,7 @@ from worker.model.rope import Rotation
 if TYPE_CHECKING:
     from worker.engine.attention import AttentionShape
 
-SOURCE = Path(__file__).with_name("paged_decode.cu")
+KERNELS = {quantized: f"paged_decode{'_int8' * quantized}" for quantized in (False, True)}
 HEAD_DIM, PAGE = 128, 16
 FILLED = 128  # blocks that keep the multiprocessors of an H200 busy
 
@@ -44,12 +45,12 @@ class CudaPaged(TritonPaged):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kernels: dict[torch.device, dict[Division, cuda.Kernel]] = {}
+        self._kernels: dict[tuple[torch.device, bool], dict[Division, cuda.Kernel]] = {}
 
     def why_not(self, device: torch.device, shape: "AttentionShape") -> str | None:
         """As `AttentionBackend` says."""
-        if shape.quantized or shape.dtype != torch.float16:
-            return "reads float16 from the cache"
+        if shape.dtype != torch.float16:
+            return f"serves float16, not {str(shape.dtype).removeprefix('torch.')}"
         if shape.head_dim != HEAD_DIM or shape.block_size != PAGE:
             return (
                 f"needs heads of {HEAD_DIM} and blocks of {PAGE}, not {shape.head_dim} and {shape.block_size}"
@@ -57,7 +58,7 @@ class CudaPaged(TritonPaged):
         if (reason := super().why_not(device, shape) or support.why_not_compiled(device)) is not None:
             return reason
         try:
-            self._loaded(device)
+            self._loaded(device, shape.quantized)
         except (cuda.CompileError, RuntimeError) as error:
             return f"could not be compiled: {error}"
         return None
@@ -77,14 +78,13 @@ class CudaPaged(TritonPaged):
         heads = three_heads // 3
         division = division_for(rows * heads)
         out = qkv.new_empty(rows, heads, dim)
-        keys, values = cache.layers[layer]
-        self._loaded(qkv.device)[division](
+        kept = [*cache.layers[layer], *(cache.scales[layer] if cache.quantized else ())]
+        self._loaded(qkv.device, cache.quantized)[division](
             (heads * division.cluster, rows),
             32 * division.warps,
             (
                 qkv,
-                keys,
-                values,
+                *kept,
                 tables,
                 positions,
                 rotation.cos,
@@ -100,9 +100,11 @@ class CudaPaged(TritonPaged):
         )
         return out
 
-    def _loaded(self, device: torch.device) -> dict[Division, cuda.Kernel]:
-        if device not in self._kernels:
-            names = [f"paged_decode<{one.warps}, {one.cluster}>" for one in DIVISIONS]
-            kernels = cuda.load(SOURCE, names, device)
-            self._kernels[device] = dict(zip(DIVISIONS, (kernels[name] for name in names), strict=True))
-        return self._kernels[device]
+    def _loaded(self, device: torch.device, quantized: bool) -> dict[Division, cuda.Kernel]:
+        key = device, quantized
+        if key not in self._kernels:
+            kernel = KERNELS[quantized]
+            names = [f"{kernel}<{one.warps}, {one.cluster}>" for one in DIVISIONS]
+            kernels = cuda.load(Path(__file__).with_name(f"{kernel}.cu"), names, device)
+            self._kernels[key] = dict(zip(DIVISIONS, (kernels[name] for name in names), strict=True))
+        return self._kernels[key]

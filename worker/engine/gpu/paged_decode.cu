@@ -6,53 +6,7 @@
 // values are added up and the other way round. The warps of a block, and the blocks of a cluster, take pages in turns;
 // what each has found is added up at the end, in one order.
 
-typedef unsigned short half_bits;
-
-__device__ __forceinline__ void halves(unsigned v, float& l, float& h) {
-  asm volatile("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(l), "=f"(h) : "r"(v));
-}
-__device__ __forceinline__ unsigned packed(float l, float h) {
-  unsigned v;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(h), "f"(l));
-  return v;
-}
-__device__ __forceinline__ void floats(const uint4& v, float* f) {
-  halves(v.x, f[0], f[1]);
-  halves(v.y, f[2], f[3]);
-  halves(v.z, f[4], f[5]);
-  halves(v.w, f[6], f[7]);
-}
-__device__ __forceinline__ uint4 stream(const uint4* at) {
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
-  return v;
-}
-__device__ __forceinline__ float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
-}
-__device__ __forceinline__ float of_neighbour(const float* mine, unsigned rank) {
-  unsigned there;
-  float f;
-  unsigned here = (unsigned)__cvta_generic_to_shared(mine);
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(f) : "r"(there) : "memory");
-  return f;
-}
-
-// Hides where a pointer comes from, so that the compiler keeps one address for several loads, not one for each.
-template <class T>
-__device__ __forceinline__ const T* plain(const T* at) {
-  asm volatile("" : "+l"(at));
-  return at;
-}
-
-enum { D = 128, PAGE = 16 };
+#include "paged.cuh"
 
 // Grid (heads * CLUSTER, rows). `keys` and `values`: [blocks, heads, PAGE, D]; `tables`: [rows, table_stride].
 // What the launch before this one writes has no __restrict__: it would be read through the cache for constants, which keeps
@@ -62,9 +16,7 @@ template <int WARPS, int CLUSTER>
 __global__ void __launch_bounds__(WARPS * 32, 16 / WARPS)
 paged_decode(const half_bits* qkv, half_bits* keys, half_bits* values, const int* __restrict__ tables,
              const long long* __restrict__ positions, const float* cos, const float* sin, half_bits* out, int table_stride, int heads, float softmax_scale, int pdl) {
-  __shared__ float mixes[2 * WARPS][D];
-  __shared__ float tops[2 * WARPS], totals[2 * WARPS];
-  __shared__ float ours[D + 2];  // of the block: its mix, its top, its total
+  __shared__ Found<2 * WARPS> found;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, parity = lane >> 4, d0 = (lane & 15) * 8;
   const int head = blockIdx.x / CLUSTER, rank = blockIdx.x % CLUSTER, row = blockIdx.y;
   const int past = (int)positions[row], pages = (past + PAGE - 1) / PAGE;
@@ -88,22 +40,9 @@ paged_decode(const half_bits* qkv, half_bits* keys, half_bits* values, const int
   if (pdl) asm volatile("griddepcontrol.launch_dependents; griddepcontrol.wait;" ::: "memory");
 
   const half_bits* mine = qkv + ((size_t)row * 3 * heads + head) * D;
-  auto rotated = [&](const half_bits* from, float* to) {
-    const float4 *turn = (const float4*)plain(cos + row * D + d0), *cross = (const float4*)plain(sin + row * D + d0);
-    float a[8], b[8];
-    floats(*(const uint4*)(from + d0), a);
-    floats(*(const uint4*)(from + (d0 ^ (D / 2))), b);
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      const float4 c = turn[j], s = cross[j];
-      to[4 * j] = a[4 * j] * c.x + b[4 * j] * s.x;
-      to[4 * j + 1] = a[4 * j + 1] * c.y + b[4 * j + 1] * s.y;
-      to[4 * j + 2] = a[4 * j + 2] * c.z + b[4 * j + 2] * s.z;
-      to[4 * j + 3] = a[4 * j + 3] * c.w + b[4 * j + 3] * s.w;
-    }
-  };
+  const float *turn = cos + row * D, *cross = sin + row * D;
   float q[8];
-  rotated(mine, q);
+  rotated<8>(mine, turn, cross, d0, q);
 #pragma unroll
   for (int j = 0; j < 8; j++) q[j] *= softmax_scale * 1.4426950408889634f;  // so that exp2 serves
 
@@ -147,7 +86,7 @@ paged_decode(const half_bits* qkv, half_bits* keys, half_bits* values, const int
 
   if (rank == CLUSTER - 1 && warp == WARPS - 1) {  // the new token: turn it, keep it, attend to it
     float new_k[8], new_v[8];
-    rotated(mine + heads * D, new_k);
+    rotated<8>(mine + heads * D, turn, cross, d0, new_k);
     const uint4 kept_v = *(const uint4*)(mine + 2 * heads * D + d0);
     const uint4 kept_k = make_uint4(packed(new_k[0], new_k[1]), packed(new_k[2], new_k[3]), packed(new_k[4], new_k[5]),
                                     packed(new_k[6], new_k[7]));
@@ -172,53 +111,11 @@ paged_decode(const half_bits* qkv, half_bits* keys, half_bits* values, const int
 
   const int place = 2 * warp + parity;
 #pragma unroll
-  for (int j = 0; j < 8; j += 4) *(float4*)&mixes[place][d0 + j] = make_float4(mix[j], mix[j + 1], mix[j + 2], mix[j + 3]);
+  for (int j = 0; j < 8; j += 4)
+    *(float4*)&found.mixes[place][d0 + j] = make_float4(mix[j], mix[j + 1], mix[j + 2], mix[j + 3]);
   if ((lane & 15) == 0) {
-    tops[place] = top;
-    totals[place] = total;
+    found.tops[place] = top;
+    found.totals[place] = total;
   }
-  __syncthreads();
-  half_bits* answer = out + ((size_t)row * heads + head) * D;
-  auto store = [&](int d, float x) {
-    half_bits h;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
-    answer[d] = h;
-  };
-  for (int d = threadIdx.x; d < D; d += WARPS * 32) {
-    float highest = tops[0], sum = 0, mixed = 0;
-#pragma unroll 4
-    for (int i = 1; i < 2 * WARPS; i++) highest = fmaxf(highest, tops[i]);
-#pragma unroll 4
-    for (int i = 0; i < 2 * WARPS; i++) {
-      const float share = exp2_of(tops[i] - highest);
-      sum += totals[i] * share;
-      mixed += mixes[i][d] * share;
-    }
-    if (CLUSTER == 1) {
-      store(d, mixed / sum);
-    } else {
-      ours[d] = mixed;
-      if (d == 0) {
-        ours[D] = highest;
-        ours[D + 1] = sum;
-      }
-    }
-  }
-  if (CLUSTER > 1) {
-    cluster_barrier();
-    const int share = D / CLUSTER, d = rank * share + threadIdx.x;
-    if (threadIdx.x < share) {
-      float highest = -1e30f, sum = 0, mixed = 0, there[CLUSTER];
-#pragma unroll
-      for (int i = 0; i < CLUSTER; i++) highest = fmaxf(highest, there[i] = of_neighbour(ours + D, i));
-#pragma unroll
-      for (int i = 0; i < CLUSTER; i++) {
-        const float weight = exp2_of(there[i] - highest);
-        sum += of_neighbour(ours + D + 1, i) * weight;
-        mixed += of_neighbour(ours + d, i) * weight;
-      }
-      store(d, mixed / sum);
-    }
-    cluster_barrier();  // nobody's shared memory goes while it is read
-  }
+  add_up<2 * WARPS, WARPS * 32, CLUSTER>(found, rank, out + ((size_t)row * heads + head) * D);
 }

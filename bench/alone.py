@@ -46,7 +46,10 @@ class Load:
         """The bodies of the requests."""
         draw = random.Random(seed)
         shortest, longest = -(-self.answer_tokens // 2), self.answer_tokens * 3 // 2
-        return [body(text, draw.randint(shortest, longest)) for text in self.texts(seed)]
+        return [
+            body(text, draw.randint(shortest, longest), seed=number)  # so that both end where the model ends
+            for number, text in enumerate(self.texts(seed))
+        ]
 
 
 def body(text: str, tokens: int, **more: object) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def _run_alone(pipe: Connection, config: EngineConfig) -> None:
         requests = []
         for number, asked in enumerate(load.asked(seed)):
             built = rendered(asked, tokenizer, defaults, info.context_length)
-            sampling = prompt.sampling(asked, built, number, tokenizer=tokenizer, defaults=defaults)
+            sampling = prompt.sampling(asked, built, asked["seed"], tokenizer=tokenizer, defaults=defaults)
             requests.append(
                 GenerationRequest(f"{seed}/{number}", tuple(built.ids), (), sampling, None, str(seed))
             )

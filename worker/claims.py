@@ -60,7 +60,7 @@ def _next(runtime: Runtime) -> Claimed | None:
         runtime.looking += 1
     with runtime.claiming:
         try:
-            if not runtime.claimed:
+            if not runtime.claimed and not runtime.draining:
                 # Where all slots are taken, whoever runs a job looks for the next one when his is done.
                 found = _claim(runtime, min(runtime.looking, runtime.settings.concurrency - runtime.busy))
                 with runtime.counting:
@@ -68,10 +68,9 @@ def _next(runtime: Runtime) -> Claimed | None:
                 runtime.claimed.extend(found)
             return runtime.claimed.popleft() if runtime.claimed else None
         finally:
+            # Under both locks: nothing is claimed for a thread that has what it came for.
             with runtime.counting:
-                runtime.looking -= (
-                    1  # under both locks: nothing is claimed for a thread that has what it came for
-                )
+                runtime.looking -= 1
 
 
 def _any_waits(runtime: Runtime) -> bool:

@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 # How long a thread waits for an event before it looks at the clock, the lease and the drain again.
 POLL_SECONDS = 0.5
 # Of all answers of a worker together: with many of them each is stored a little less often.
-CHECKPOINTS_A_SECOND = 16
+CHECKPOINTS_A_SECOND = 8
 # An engine that dies under an answer is given it once more; after that the attempt counts as lost.
 ENGINE_DEATHS = 2
 

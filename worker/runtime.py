@@ -74,7 +74,7 @@ class Runtime:
     watchdog: Watchdog | None = None
     drain_deadline: float | None = None
     # When a message last arrived or a thread became free to hear one (time.monotonic), how many threads are in the
-    # task of a message, and how many jobs run here: what the watchdog looks at.
+    # task of a message, and how many jobs run here or are claimed: what the watchdog looks at.
     last_heard: float = field(default_factory=time.monotonic)
     in_tasks: int = 0
     busy: int = 0

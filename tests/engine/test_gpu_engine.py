@@ -56,7 +56,15 @@ def core(path: Path, model: QwenModel, request: pytest.FixtureRequest) -> Engine
     config = EngineConfig(
         path, max_running=120, kv_cache_tokens=40_000, attention=attention, kv_cache=kv_cache
     )
-    return assemble(model, Tokenizer.load(path), config)
+    core = assemble(model, Tokenizer.load(path), config)
+    if attention is None and torch.cuda.get_device_capability() == (
+        9,
+        0,
+    ):  # else others would be tested twice
+        assert isinstance(core.runner, GraphRunner)
+        assert core.runner.backends["attention"] == "cuda-paged"
+        assert (core.runner._halves is None) == core.runner.cache.quantized
+    return core
 
 
 def judge(core: EngineCore, reference: QwenModel, request: GenerationRequest, ids: list[int]) -> None:

@@ -1,14 +1,17 @@
 """What can be told without a GPU of the kernels in CUDA C++: whom they serve, and how work is divided among them."""
 
 import re
+from itertools import chain
 
 import pytest
 import torch
 
 from worker.engine.attention import AttentionShape
 from worker.engine.gpu.cuda_attention import DIVISIONS, CudaPaged, division_for
+from worker.engine.graphs import BUCKETS
 from worker.model.gpu import wgmma
 from worker.model.gpu.cuda import LARGEST_SHARED
+from worker.model.gpu.halves import Halves
 from worker.model.gpu.linear import GpuLinear, packed
 from worker.model.gpu.plan import Role
 from worker.model.gpu.rows import MOST, TILES, Int4Rows, compiled, tilings_for
@@ -71,17 +74,32 @@ def test_every_launch_is_one_that_the_chip_takes(capability: tuple[int, int]) ->
     qwen = shaped(2048, 5504)
     tilings = tilings_for(capability, qwen)
     assert max(tilings) == (wgmma.MOST if capability == (9, 0) else MOST)
-    for most, tiles in tilings.items():
+    for most, tiles in chain(tilings.items(), wgmma.BESIDE.items()):
         for role, linear in qwen.items():
             plan = tiles[role].plan(most, role, linear)
             assert plan.threads <= 1024
             assert plan.shared <= LARGEST_SHARED
             assert plan.cluster <= 8
             assert plan.blocks % plan.cluster == 0
-    for registers in (
-        tile.limit * 128 * tile.teams for tiles in wgmma.TILES.values() for tile in tiles.values()
-    ):
-        assert registers <= 65536
+
+
+def test_warpgroups_have_registers_and_copies_do_not_meet_products() -> None:
+    qwen = shaped(2048, 5504)
+    for most, tiles in chain(wgmma.TILES.items(), wgmma.BESIDE.items()):
+        for role, tile in tiles.items():
+            assert tile.limit * 128 * tile.teams <= 65536
+            _, _, _, groups, turn, stages, *_ = (
+                tile.plan(most, role, qwen[role]).instance.split("<")[1].split(", ")
+            )
+            assert int(stages) == int(groups) // int(turn) or int(stages) >= 3
+    for tiles in (
+        wgmma.BESIDE.values()
+    ):  # two blocks of attention, of 128 threads with 128 registers, have room beside them
+        assert all(tile.limit * 128 * tile.teams <= 65536 - 2 * 128 * 128 for tile in tiles.values())
+
+
+def test_what_is_computed_in_halves() -> None:
+    assert [bucket for bucket in BUCKETS if Halves.serves(bucket)] == [64, 96, 128]
 
 
 def test_a_wider_model_keeps_to_the_kernel_for_few_rows() -> None:
@@ -112,7 +130,7 @@ def test_attention_says_whom_it_does_not_serve() -> None:
         return AttentionShape(16, dim, 16, dtype, quantized, deterministic=False)
 
     backend, device = CudaPaged(), torch.device("cpu")
-    assert "float16 from the cache" in str(backend.why_not(device, shape(quantized=True)))
-    assert "float16 from the cache" in str(backend.why_not(device, shape(dtype=torch.bfloat16)))
+    assert "serves float16, not bfloat16" in str(backend.why_not(device, shape(dtype=torch.bfloat16)))
     assert "heads of 128 and blocks of 16, not 64 and 16" in str(backend.why_not(device, shape(64)))
-    assert "not on cpu" in str(backend.why_not(device, shape()))
+    for quantized in (False, True):
+        assert "not on cpu" in str(backend.why_not(device, shape(quantized=quantized)))

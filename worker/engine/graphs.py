@@ -90,9 +90,8 @@ class GraphRunner(EagerRunner):
         self._halves: Halves | None = None
         if isinstance(model, GpuQwenModel) and isinstance(attention, CudaPaged) and not cache.quantized:
             self._stack = model.stack  # it attends itself, as that backend does
-            if model.beside is not None:
-                # That backend keeps nothing between its launches. In 8 bits it is too short to multiply under.
-                self._halves = Halves(model, model.beside)
+            # That backend keeps nothing between its launches. In 8 bits it is too short to multiply under.
+            self._halves = Halves.compiled(model, max_running)
         self._scratch = cache.blocks - 1
         largest = next((bucket for bucket in BUCKETS if bucket >= max_running), BUCKETS[-1])
         self._buckets = [bucket for bucket in BUCKETS if bucket <= largest]
@@ -277,6 +276,7 @@ class GraphRunner(EagerRunner):
             logger.warning("one launch for all layers cannot be made here, and is not used: %s", error)
             self._stack = None
             return
+        logger.info("one launch for all layers is off by %.2g of the logits", found)
         if not found < LIMIT:
             logger.warning("one launch for all layers is off by %.2g of the logits: not used", found)
             self._stack = None

@@ -12,8 +12,9 @@ from worker.model.rope import Rotation
 
 # More pages than a head of `int4_stack.cu` has blocks, and one that is not full.
 TOKENS = 150
-# What fp16 between the layers may make: ten times what an H200 found on random weights of Qwen-1.8B's shapes.
-LIMIT = 0.002
+# What fp16 between the layers may make; the tests of the kernels allow as much. An H200 finds 0.0002 on random weights
+# of Qwen-1.8B's shapes.
+LIMIT = 0.01
 
 # The token, the cache's layers, the row's table of blocks, its position and rotation: as `Int4Stack` says.
 OneLaunch = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor, Rotation], Tensor]

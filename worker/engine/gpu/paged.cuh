@@ -74,7 +74,7 @@ __device__ __forceinline__ void rotated(const half_bits* head, const float* cos,
 // What PARTS groups of threads have found, each with a maximum, a sum and a mix of its own.
 template <int PARTS>
 struct Found {
-  float mixes[PARTS][D];
+  alignas(16) float mixes[PARTS][D];
   float tops[PARTS], totals[PARTS];
   float ours[D + 2];  // of the block: its mix, its top, its total
 };

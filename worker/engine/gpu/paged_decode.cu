@@ -73,7 +73,7 @@ paged_decode(const half_bits* qkv, half_bits* keys, half_bits* values, const int
     for (int j = 0; j < 8; j++) mix[j] *= shrink;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-      const float p = score[i] > -1e30f ? exp2_of(score[i] - higher) : 0;
+      const float p = 2 * i + parity < past - page * PAGE ? exp2_of(score[i] - higher) : 0;  // NaN stays NaN
       float f[8];
       floats(v[i], f);
       total += p;

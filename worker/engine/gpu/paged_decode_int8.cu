@@ -21,9 +21,14 @@ __device__ __forceinline__ float lifted(unsigned word) {
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(f) : "r"(word), "r"(0x47000000), "n"(0x7404 | AT << 4));
   return __uint_as_float(f);
 }
+__device__ __forceinline__ float more(float x, float y) {  // NaN where one of them is
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
 __device__ __forceinline__ float greatest(float x) {  // of the eight lanes that have a head
 #pragma unroll
-  for (int apart = 4; apart; apart /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, apart));
+  for (int apart = 4; apart; apart /= 2) x = more(x, __shfl_xor_sync(~0u, x, apart));
   return x;
 }
 __device__ __forceinline__ unsigned bytes(const int* x) {
@@ -34,7 +39,7 @@ __device__ __forceinline__ uint4 rounded(const float* x, float& scale) {
   float most = 0;
   int code[16];
 #pragma unroll
-  for (int j = 0; j < 16; j++) most = fmaxf(most, fabsf(x[j]));
+  for (int j = 0; j < 16; j++) most = more(most, fabsf(x[j]));
   scale = greatest(most) / 127.0f;
 #pragma unroll
   for (int j = 0; j < 16; j++) code[j] = (int)floorf(x[j] / fmaxf(scale, 1e-30f) + 0.5f);
@@ -131,7 +136,7 @@ paged_decode_int8(const half_bits* qkv, signed char* keys, signed char* values, 
     float all = 0;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const float p = score[i] > -1e30f ? exp2_of(score[i] - higher) : 0;
+      const float p = 4 * i + group < past - page * PAGE ? exp2_of(score[i] - higher) : 0;  // NaN stays NaN
       total += p;
       weight[i] *= p;
       all += weight[i];

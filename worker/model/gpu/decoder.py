@@ -3,7 +3,8 @@
 The formulas are those of `worker.model.qwen`. For few rows norms, bias, SiLU and the residual are parts of the
 products, which read the weights in 4 bits: on tensor cores where `worker.model.gpu.rows` can serve, else up to FEW rows
 by `GpuLinear.few`. More rows go through cuBLAS on the layers in 16 bits, kept beside the packed ones where that was
-asked for, else made for the call; norms and residual are one launch there. One row can have all layers in one launch:
+asked for, else made for the call; norms and residual are one launch there. Up to 128 answers may be computed in halves
+instead (`halves.py`). One row can have all layers in one launch:
 `stack`, which attends by itself and is for whoever has the cache that it reads.
 """
 
@@ -70,14 +71,12 @@ class GpuQwenModel(QwenModel):
 
     copies  see above; None makes them anew.
     rows    the kernels on tensor cores; None where they cannot serve.
-    beside  the same, cut for `halves.py`.
     stack   all layers of one row, attention included, in one launch; None where it cannot serve.
     """
 
     layers: Sequence[GpuLayer]
     copies: Copies | None
     rows: Int4Rows | None
-    beside: Int4Rows | None
     stack: Int4Stack | None
 
     @torch.inference_mode()
@@ -229,7 +228,6 @@ def fused(model: QwenModel, *, copies: bool) -> QwenModel:
         layers=layers,
         copies=Copies(layers) if copies else None,
         rows=rows,
-        beside=None if rows is None else tensor_cores.compiled_beside(layers[0].roles),
         stack=one_launch.compiled(
             [StackLayer(layer.ln_1, layer.roles, layer.ln_2) for layer in layers],
             model.wte,

@@ -4,29 +4,48 @@ Attention waits for memory and hardly multiplies; the products of a layer need t
 One after the other, each leaves the other's part of the GPU idle. Weights are read twice, which costs less.
 """
 
+import logging
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from worker.model.gpu import wgmma
+from worker.model.gpu import cuda, wgmma
 from worker.model.gpu.decoder import GpuQwenModel
 from worker.model.gpu.rows import Int4Rows
 
 # What a layer's attention makes of the queries, keys and values of some rows: `Attend` with the rows that they are.
 AttendSome = Callable[[int, Tensor, slice], Tensor]
 
+logger = logging.getLogger(__name__)
+
 
 class Halves:
-    """Of a model that has `beside`. Attention has to be one whose launches may run side by side."""
+    """Attention has to be one whose launches may run side by side."""
 
     def __init__(self, model: GpuQwenModel, kernels: Int4Rows) -> None:
         self._model, self._kernels = model, kernels
         self._side = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
 
+    @classmethod
+    def compiled(cls, model: GpuQwenModel, max_running: int) -> Self | None:
+        """None where the most rows of a step are too few, or there are no kernels for it: then the log says why."""
+        if max_running <= min(wgmma.BESIDE) or model.rows is None:
+            return None
+        layer, capability = model.layers[0].roles, torch.cuda.get_device_capability(model.device)
+        reason = "there are no kernels for it here"
+        if capability == wgmma.CAPABILITY and wgmma.fits(layer, wgmma.BESIDE):
+            try:
+                return cls(model, Int4Rows(layer, wgmma.BESIDE, first=True))
+            except (cuda.CompileError, RuntimeError) as error:
+                reason = str(error)
+        logger.info("steps of many rows are not computed in halves: %s", reason)
+        return None
+
     @staticmethod
     def serves(rows: int) -> bool:
-        """Whether so many rows are faster in halves."""
+        """Whether a step for up to so many rows is computed in halves."""
         return rows % 2 == 0 and rows // 2 in wgmma.BESIDE
 
     def __call__(self, ids: Tensor, attend: AttendSome) -> Tensor:

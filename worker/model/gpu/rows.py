@@ -233,16 +233,3 @@ def compiled(layers: Sequence[dict[Role, GpuLinear]]) -> Int4Rows | None:
         return None
     logger.info("the int4 product on tensor cores %s", reason)
     return None
-
-
-def compiled_beside(layer: dict[Role, GpuLinear]) -> Int4Rows | None:
-    """What `halves.py` needs, of layers that tensor cores serve; None, and the log says why, where there is none."""
-    capability = torch.cuda.get_device_capability(layer["c_attn"].words.device)
-    if capability != wgmma.CAPABILITY or not wgmma.fits(layer, wgmma.BESIDE):
-        logger.info("steps of many rows are not computed in halves: there are no kernels for it here")
-        return None
-    try:
-        return Int4Rows(layer, wgmma.BESIDE, first=True)
-    except (cuda.CompileError, RuntimeError) as error:
-        logger.info("steps of many rows are not computed in halves: %s", error)
-        return None

@@ -10,8 +10,9 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage import homes, leases, queue
+from storage.models import Response
 from worker import generation
-from worker.runtime import Claimed, Runtime
+from worker.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +42,11 @@ def run_next(runtime: Runtime) -> bool:
     generator = runtime.generator
     if generator is None:
         raise RuntimeError("a `generate` message reached a worker without an engine")
-    claimed = _next(runtime)
+    with runtime.claiming:
+        if runtime.busy >= runtime.settings.concurrency:
+            return False  # whoever runs here now looks for the next job when his is done
+        claimed = _claim(runtime)
+        runtime.busy += claimed is not None
     if claimed is None:
         return False
     response, deadline = claimed
@@ -49,28 +54,9 @@ def run_next(runtime: Runtime) -> bool:
         with structlog.contextvars.bound_contextvars(response_id=response.id, attempt=response.attempt):
             generation.run(generation.Attempt(runtime, generator, response, deadline))
     finally:
-        with runtime.counting:
+        with runtime.claiming:
             runtime.busy -= 1
     return True
-
-
-def _next(runtime: Runtime) -> Claimed | None:
-    """Return a job for the thread that calls, claimed by whichever thread came first for all that wait behind it."""
-    with runtime.counting:
-        runtime.looking += 1
-    with runtime.claiming:
-        try:
-            if not runtime.claimed and not runtime.draining:
-                # Where all slots are taken, whoever runs a job looks for the next one when his is done.
-                found = _claim(runtime, min(runtime.looking, runtime.settings.concurrency - runtime.busy))
-                with runtime.counting:
-                    runtime.busy += len(found)
-                runtime.claimed.extend(found)
-            return runtime.claimed.popleft() if runtime.claimed else None
-        finally:
-            # Under both locks: nothing is claimed for a thread that has what it came for.
-            with runtime.counting:
-                runtime.looking -= 1
 
 
 def _any_waits(runtime: Runtime) -> bool:
@@ -94,18 +80,14 @@ def _waited_for_home(runtime: Runtime) -> bool:
     return True
 
 
-def _claim(runtime: Runtime, most: int) -> list[Claimed]:
-    settings, found = runtime.settings, list[Claimed]()
-    if most <= 0:
-        return found
+def _claim(runtime: Runtime) -> tuple[Response, float] | None:
+    settings = runtime.settings
     with runtime.database.begin() as session:
-        while len(found) < most:
-            response = leases.claim(session, runtime.name, settings.lease_seconds, settings.max_attempts)
-            if response is None:
-                break
-            # The engine's clock is not the database's: what crosses over is a time that is left. It is counted by a
-            # clock that nobody can set.
-            first = response.attempt == 1  # its time begins with this claim
-            left = response.max_run_seconds if first else leases.seconds_left(session, response)
-            found.append((response, time.monotonic() + left))
-    return found
+        response = leases.claim(session, runtime.name, settings.lease_seconds, settings.max_attempts)
+        if response is None:
+            return None
+        # The engine's clock is not the database's: what crosses over is a time that is left. It is counted by a clock
+        # that nobody can set.
+        first = response.attempt == 1  # its time begins with this claim
+        left = response.max_run_seconds if first else leases.seconds_left(session, response)
+        return response, time.monotonic() + left

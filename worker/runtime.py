@@ -9,7 +9,6 @@ import os
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from storage import homes, metrics, stream
 from storage.crypto import SecretBox
 from storage.database import Database
 from storage.egress import EgressPolicy
-from storage.models import Response
 from storage.publisher import Publisher
 from storage.settings import load
 from worker.aside import Aside
@@ -38,9 +36,6 @@ from worker.tail import TailWriter
 from worker.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
-
-# A job whose attempt is this worker's, and when its time is over (time.monotonic).
-Claimed = tuple[Response, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +69,13 @@ class Runtime:
     watchdog: Watchdog | None = None
     drain_deadline: float | None = None
     # When a message last arrived or a thread became free to hear one (time.monotonic), how many threads are in the
-    # task of a message, and how many jobs run here or are claimed: what the watchdog looks at.
+    # task of a message, and how many jobs run here: what the watchdog looks at.
     last_heard: float = field(default_factory=time.monotonic)
     in_tasks: int = 0
     busy: int = 0
     counting: threading.Lock = field(default_factory=threading.Lock)
-    # Held while jobs are claimed, so that no more are than there are slots, and the claim's own look at this worker's
-    # jobs is right. How many threads want one, and what has been claimed for those that wait.
+    # Held while a job is claimed, so that `busy` and the claim's own look at this worker's jobs agree.
     claiming: threading.Lock = field(default_factory=threading.Lock)
-    looking: int = 0
-    claimed: deque[Claimed] = field(default_factory=deque)
 
     @contextmanager
     def hearing(self) -> Iterator[None]:

@@ -1,10 +1,10 @@
-"""Threads of one worker that want a job: one claims for all that wait, none twice, and no more than there are slots."""
+"""Threads of one worker that want a job: none is run twice, and no more at once than there are slots."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import pytest
@@ -14,16 +14,38 @@ from storage import leases
 from storage.models import Response
 from tests.storage.factory import accept, project
 from worker import claims, generation
-from worker.runtime import Claimed, Generator, Runtime
+from worker.runtime import Generator, Runtime
+
+
+class Ran:
+    """In place of running jobs: which, and how many at once at most; each waits until `go` is set."""
+
+    def __init__(self) -> None:
+        self.attempts: list[generation.Attempt] = []
+        self.at_once = self.most = 0
+        self.go = threading.Event()
+        self._counting = threading.Lock()
+
+    @property
+    def ids(self) -> set[str]:
+        return {attempt.response.id for attempt in self.attempts}
+
+    def __call__(self, attempt: generation.Attempt) -> None:
+        with self._counting:
+            self.attempts.append(attempt)
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+        assert self.go.wait(20)
+        with self._counting:
+            self.at_once -= 1
 
 
 @pytest.fixture
-def ran(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the jobs that were run, in place of running them."""
+def ran(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Ran:
     runtime.generator = cast(Generator, object())
-    done: list[str] = []
-    monkeypatch.setattr(generation, "run", lambda attempt: done.append(attempt.response.id))
-    return done
+    run = Ran()
+    monkeypatch.setattr(generation, "run", run)
+    return run
 
 
 def queue(runtime: Runtime, count: int, **fields: object) -> set[str]:
@@ -32,75 +54,58 @@ def queue(runtime: Runtime, count: int, **fields: object) -> set[str]:
         return {accept(session, owner, str(number), **fields).id for number in range(count)}
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+def looks(runtime: Runtime, ran: Ran, threads: int, *, running: int) -> list[bool | Exception]:
+    """What so many threads that look at once come to; when so many jobs run, they may go on."""
 
+    def look() -> bool | Exception:
+        try:
+            return claims.run_next(runtime)
+        except RuntimeError as error:
+            return error
 
-def at_once(runtime: Runtime, threads: int) -> list[Future[bool]]:
-    """So many look for a job while nobody may claim; then all may."""
     with ThreadPoolExecutor(threads) as pool:
-        with runtime.claiming:
-            found = [pool.submit(claims.run_next, runtime) for _ in range(threads)]
-            until(lambda: runtime.looking == threads)
-        return found
+        found = [pool.submit(look) for _ in range(threads)]
+        deadline = time.monotonic() + 20
+        while ran.at_once < running or sum(one.done() for one in found) < threads - running:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        ran.go.set()
+        return [one.result() for one in found]
 
 
-def claimed(runtime: Runtime) -> list[Response]:
-    with runtime.database.read() as session:
-        return list(session.scalars(select(Response).where(Response.status == "in_progress")))
+def test_each_job_is_run_by_one_thread(runtime: Runtime, ran: Ran) -> None:
+    jobs = queue(runtime, 5, max_run_seconds=50.0)
+    assert sorted(looks(runtime, ran, 7, running=5)) == [False] * 2 + [True] * 5
+    assert ran.ids == jobs
+    assert len(ran.attempts) == 5
+    for attempt in ran.attempts:
+        assert attempt.response.attempt == 1
+        assert 20 < attempt.deadline - time.monotonic() <= 50
+    assert runtime.busy == 0
 
 
-@pytest.fixture
-def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many jobs each claim asked for."""
-    asked, real = list[int](), claims._claim
-
-    def claim(runtime: Runtime, most: int) -> list[Claimed]:
-        asked.append(most)
-        return real(runtime, most)
-
-    monkeypatch.setattr(claims, "_claim", claim)
-    return asked
-
-
-def test_one_claims_for_all_that_wait(runtime: Runtime, ran: list[str], sizes: list[int]) -> None:
-    jobs = queue(runtime, 5)
-    found = at_once(runtime, 7)
-    assert sorted(future.result() for future in found) == [False] * 2 + [True] * 5
-    assert sorted(ran) == sorted(jobs)
-    assert sizes[0] == 7
-    assert len(sizes) <= 3  # the two for whom nothing was left ask again
-    assert (runtime.looking, runtime.busy, len(runtime.claimed)) == (0, 0, 0)
-
-
-def test_no_more_are_claimed_than_there_are_slots(runtime: Runtime, ran: list[str], sizes: list[int]) -> None:
+def test_no_more_run_than_there_are_slots(runtime: Runtime, ran: Ran) -> None:
     queue(runtime, 8)
     runtime.settings = runtime.settings.model_copy(update={"concurrency": 5})
     runtime.busy = 3
-    found = at_once(runtime, 6)
-    # A slot is free again when its job has run, so that all may be served in the end.
-    assert max(sizes) == 2
-    assert len(ran) == sum(future.result() for future in found) >= 2
-    assert len(claimed(runtime)) == len(ran)
-    assert (runtime.looking, runtime.busy, len(runtime.claimed)) == (0, 3, 0)
+    assert sorted(looks(runtime, ran, 6, running=2)) == [False] * 4 + [True] * 2
+    assert ran.most == 2
+    with runtime.database.read() as session:
+        assert len(session.scalars(select(Response).where(Response.status == "in_progress")).all()) == 2
+    assert runtime.busy == 3
 
 
-def test_of_jobs_that_lost_every_worker_one_is_claimed(runtime: Runtime, ran: list[str]) -> None:
+def test_of_jobs_that_lost_every_worker_one_runs(runtime: Runtime, ran: Ran) -> None:
     """It may be what kills workers: beside another of its kind, that one would lose its last attempt for nothing."""
     jobs = queue(runtime, 2)
     with runtime.database.begin() as session:
         for job in jobs:
             session.get_one(Response, job).failures = runtime.settings.max_attempts - 1
-    found = at_once(runtime, 3)
-    assert sum(future.result() for future in found) == 1
-    assert len(ran) == 1
+    assert sorted(looks(runtime, ran, 3, running=1)) == [False, False, True]
 
 
-def test_a_claim_that_fails_fails_for_its_thread_alone(
-    runtime: Runtime, ran: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_claim_that_fails_takes_no_slot(
+    runtime: Runtime, ran: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs, real, calls = queue(runtime, 3), leases.claim, 0
 
@@ -112,21 +117,7 @@ def test_a_claim_that_fails_fails_for_its_thread_alone(
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(leases, "claim", claim)
-    found = at_once(runtime, 4)
-    assert [type(future.exception()) for future in found].count(RuntimeError) == 1
-    assert sorted(ran) == sorted(jobs), "what it had claimed was taken back with it"
-    assert (runtime.looking, runtime.busy, len(runtime.claimed)) == (0, 0, 0)
-
-
-def test_what_is_claimed_has_its_attempt_and_its_time(
-    runtime: Runtime, ran: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs, attempts = queue(runtime, 2, max_run_seconds=50.0), list[generation.Attempt]()
-    monkeypatch.setattr(generation, "run", attempts.append)
-    at_once(runtime, 2)
-    assert {attempt.response.id for attempt in attempts} == jobs
-    for attempt in attempts:
-        assert attempt.response.attempt == 1
-        assert 40 < attempt.deadline - time.monotonic() <= 50
-    assert all(job.lease_expires_at for job in claimed(runtime))
-    assert len(claimed(runtime)) == 2
+    found = looks(runtime, ran, 4, running=3)
+    assert sum(isinstance(one, RuntimeError) for one in found) == 1
+    assert ran.ids == jobs
+    assert runtime.busy == 0

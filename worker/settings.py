@@ -96,7 +96,7 @@ class GenerateSettings(WorkerSettings):
         1.0,
         gt=0,
         le=60,
-        description="seconds between checkpoints of a running answer (up to 60); more where more than 16 run",
+        description="seconds between checkpoints of a running answer (up to 60); more where more than 8 run",
     )
     drain_seconds: float = Field(
         20.0, ge=0, le=600, description="seconds running answers may take to end after SIGTERM (0 to 600)"

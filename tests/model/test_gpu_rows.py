@@ -92,9 +92,8 @@ def test_warpgroups_have_registers_and_copies_do_not_meet_products() -> None:
                 tile.plan(most, role, qwen[role]).instance.split("<")[1].split(", ")
             )
             assert int(stages) == int(groups) // int(turn) or int(stages) >= 3
-    for tiles in (
-        wgmma.BESIDE.values()
-    ):  # two blocks of attention, of 128 threads with 128 registers, have room beside them
+    # Two blocks of attention, of 128 threads with 128 registers, have room beside them.
+    for tiles in wgmma.BESIDE.values():
         assert all(tile.limit * 128 * tile.teams <= 65536 - 2 * 128 * 128 for tile in tiles.values())
 
 

@@ -276,8 +276,9 @@ class GraphRunner(EagerRunner):
             logger.warning("one launch for all layers cannot be made here, and is not used: %s", error)
             self._stack = None
             return
-        logger.info("one launch for all layers is off by %.2g of the logits", found)
-        if not found < LIMIT:
+        if found < LIMIT:
+            logger.info("one launch for all layers is off by %.2g of the logits", found)
+        else:
             logger.warning("one launch for all layers is off by %.2g of the logits: not used", found)
             self._stack = None
 

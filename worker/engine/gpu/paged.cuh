@@ -3,7 +3,7 @@
 
 #pragma once
 
-typedef unsigned short half_bits;
+#include "cluster.cuh"  // of `worker.model.gpu`
 
 enum { D = 128, PAGE = 16 };  // of a head; tokens
 
@@ -31,17 +31,6 @@ __device__ __forceinline__ float exp2_of(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-__device__ __forceinline__ void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
-}
-__device__ __forceinline__ float of_neighbour(const float* mine, unsigned rank) {
-  unsigned there;
-  float f;
-  unsigned here = (unsigned)__cvta_generic_to_shared(mine);
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(f) : "r"(there) : "memory");
-  return f;
 }
 
 // Hides where a pointer comes from, so that the compiler keeps one address for several loads, not one for each.
@@ -71,12 +60,34 @@ __device__ __forceinline__ void rotated(const half_bits* head, const float* cos,
   }
 }
 
+// Take a token with this score and value, of which a thread has N numbers, into what was found before.
+template <int N>
+__device__ __forceinline__ void take(float score, const float* value, float& top, float& total, float* mix) {
+  const float higher = fmaxf(top, score), shrink = exp2_of(top - higher), p = exp2_of(score - higher);
+  top = higher;
+  total = total * shrink + p;
+#pragma unroll
+  for (int j = 0; j < N; j++) mix[j] = mix[j] * shrink + p * value[j];
+}
+
 // What PARTS groups of threads have found, each with a maximum, a sum and a mix of its own.
 template <int PARTS>
 struct Found {
   alignas(16) float mixes[PARTS][D];
   float tops[PARTS], totals[PARTS];
   float ours[D + 2];  // of the block: its mix, its top, its total
+
+  // Of part `place` a thread has N numbers of the mix from `d0` on.
+  template <int N>
+  __device__ __forceinline__ void keep(int place, int d0, float top, float total, const float* mix) {
+#pragma unroll
+    for (int j = 0; j < N; j += 4)
+      *(float4*)&mixes[place][d0 + j] = make_float4(mix[j], mix[j + 1], mix[j + 2], mix[j + 3]);
+    if (d0 == 0) {
+      tops[place] = top;
+      totals[place] = total;
+    }
+  }
 };
 
 // The end of a block of THREADS: `found` is complete in all blocks of the cluster; the answer is fp16 [D].

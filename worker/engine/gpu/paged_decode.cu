@@ -101,21 +101,10 @@ paged_decode(const half_bits* qkv, half_bits* keys, half_bits* values, const int
     if (parity == 0) {
       *(uint4*)(keys + at) = kept_k;
       *(uint4*)(values + at) = kept_v;
-      const float higher = fmaxf(top, score), shrink = exp2_of(top - higher), p = exp2_of(score - higher);
-      top = higher;
-      total = total * shrink + p;
-#pragma unroll
-      for (int j = 0; j < 8; j++) mix[j] = mix[j] * shrink + p * new_v[j];
+      take<8>(score, new_v, top, total, mix);
     }
   }
 
-  const int place = 2 * warp + parity;
-#pragma unroll
-  for (int j = 0; j < 8; j += 4)
-    *(float4*)&found.mixes[place][d0 + j] = make_float4(mix[j], mix[j + 1], mix[j + 2], mix[j + 3]);
-  if ((lane & 15) == 0) {
-    found.tops[place] = top;
-    found.totals[place] = total;
-  }
+  found.template keep<8>(2 * warp + parity, d0, top, total, mix);
   add_up<2 * WARPS, WARPS * 32, CLUSTER>(found, rank, out + ((size_t)row * heads + head) * D);
 }

@@ -178,21 +178,10 @@ paged_decode_int8(const half_bits* qkv, signed char* keys, signed char* values, 
       *(uint4*)(keys + at * D + d0) = kept_k;
       *(uint4*)(values + at * D + d0) = kept_v;
       if (lane == 0) key_scales[at] = k_scale, value_scales[at] = v_scale;
-      const float higher = fmaxf(top, score), shrink = exp2_of(top - higher), p = exp2_of(score - higher);
-      top = higher;
-      total = total * shrink + p;
-#pragma unroll
-      for (int j = 0; j < 16; j++) mix[j] = mix[j] * shrink + p * new_v[j];
+      take<16>(score, new_v, top, total, mix);
     }
   }
 
-  const int place = 4 * warp + group;
-#pragma unroll
-  for (int j = 0; j < 16; j += 4)
-    *(float4*)&found.mixes[place][d0 + j] = make_float4(mix[j], mix[j + 1], mix[j + 2], mix[j + 3]);
-  if ((lane & 7) == 0) {
-    found.tops[place] = top;
-    found.totals[place] = total;
-  }
+  found.template keep<16>(4 * warp + group, d0, top, total, mix);
   add_up<4 * WARPS, WARPS * 32, CLUSTER>(found, rank, out + ((size_t)row * heads + head) * D);
 }

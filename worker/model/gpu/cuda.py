@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SHARED = Path(__file__).parent  # where headers for all kernels lie
 LARGEST_SHARED = 227 * 1024  # bytes of a block, on compute capability 9.0
 _CLUSTER, _OVERLAP, _PRIORITY = 4, 6, 8  # CUlaunchAttributeID
 _FIXED_SHARED, _MAX_DYNAMIC_SHARED = 1, 8  # CUfunction_attribute
@@ -89,7 +90,8 @@ def compiled(
 ) -> tuple[bytes, list[str]]:
     """(cubin, the mangled names) of template instances such as "kernel<1, true>" for a compute capability.
 
-    The source may include what lies beside it. `exactly`: it uses what only this capability has.
+    The source may include what lies beside it, and what all kernels share. `exactly`: it uses what only this capability
+    has.
     """
     nvrtc, program, expressions = _nvrtc(), ctypes.c_void_p(), [name.encode() for name in names]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None)
@@ -100,7 +102,7 @@ def compiled(
         architecture,
         b"--std=c++17",
         b"--use_fast_math",
-        b"--include-path=" + os.fsencode(source.parent),
+        *(b"--include-path=" + os.fsencode(folder) for folder in (source.parent, SHARED)),
     ]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()

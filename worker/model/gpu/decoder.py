@@ -4,8 +4,8 @@ The formulas are those of `worker.model.qwen`. For few rows norms, bias, SiLU an
 products, which read the weights in 4 bits: on tensor cores where `worker.model.gpu.rows` can serve, else up to FEW rows
 by `GpuLinear.few`. More rows go through cuBLAS on the layers in 16 bits, kept beside the packed ones where that was
 asked for, else made for the call; norms and residual are one launch there. Up to 128 answers may be computed in halves
-instead (`halves.py`). One row can have all layers in one launch:
-`stack`, which attends by itself and is for whoever has the cache that it reads.
+instead (`halves.py`). One row can have all layers in one launch: `stack`, which attends by itself and is for whoever
+has the cache that it reads.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 // The packing is that of `linear.py`: word j of an output has inputs 8j to 8j + 7, pair p of them in nibbles p and p + 4.
 #pragma once
 
-typedef unsigned short half_bits;
+#include "cluster.cuh"
 
 __device__ __forceinline__ float to_float(half_bits v) {
   float f;
@@ -49,8 +49,5 @@ __device__ __forceinline__ void multiply(float* d, unsigned a0, unsigned a1, uns
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ unsigned word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-__device__ __forceinline__ void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
-}
 
 enum { PLAIN = 0, SILU = 1, ADD = 2 };  // what a product ends with

@@ -15,14 +15,6 @@ __device__ __forceinline__ uint4 stream(const uint4* at) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
   return v;
 }
-__device__ __forceinline__ float of_neighbour(const float* mine, unsigned rank) {
-  unsigned there;
-  float f;
-  unsigned here = (unsigned)__cvta_generic_to_shared(mine);
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(f) : "r"(there) : "memory");
-  return f;
-}
 
 // What the launch before this one writes has no __restrict__: it would be read through the cache for constants, which
 // keeps what it has while a kernel runs, and this one begins before the other ends.

@@ -29,6 +29,8 @@ PROGRAMS = {
     "beat": ("worker", "beat"),
 }
 LEASE_SECONDS = 2.0
+# A worker that is told to go gives its answers back at once: with a second left, a fast one would end them.
+OWN = {"worker": {"QWENQ_DRAIN_SECONDS": "0"}, "worker-2": {"QWENQ_DRAIN_SECONDS": "0"}}
 
 T = TypeVar("T")
 
@@ -80,7 +82,7 @@ class House:
         with (self.directory / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
                 [sys.executable, "-m", "qwenq", *PROGRAMS.get(name, ("api",))],
-                env={**self.environment, **environment},
+                env={**self.environment, **OWN.get(name, {}), **environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,

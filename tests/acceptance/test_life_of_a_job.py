@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from openai.types.responses import Response
+from redis import Redis
 
 from storage import leases, stream
 from tests.acceptance.house import House, until
@@ -72,6 +73,24 @@ def test_two_turns_with_everything_killed_in_between(house: House, receiver: Rec
     assert [item.role for item in items] == ["user", "assistant", "user", "assistant"]  # type: ignore[union-attr]
 
 
+def under_way(house: House, redis: Redis) -> tuple[Response, leases.Chunk]:
+    """A long answer and its first 40 tokens. One that the model ends before them is of no use: another is asked for."""
+    client = house.client()
+    for _ in range(10):
+        asked = client.responses.create(
+            model="default", input=STORY, temperature=0.9, max_output_tokens=220, background=True
+        )
+
+        def probe(response_id: str = asked.id) -> stream.LiveTail | None:
+            tail = stream.tail(redis, response_id)
+            return tail if tail.ended or len(tail.chunk.token_ids) >= 40 else None
+
+        tail = until("the first 40 tokens", probe)
+        if not tail.ended:
+            return asked, tail.chunk
+    raise AssertionError("ten answers ended before their fortieth token")
+
+
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
 def test_another_worker_goes_on_with_a_half_written_answer(house: House, blow: signal.Signals) -> None:
     """No gap, no repetition, and nothing of what a reader had seen is taken back.
@@ -79,16 +98,9 @@ def test_another_worker_goes_on_with_a_half_written_answer(house: House, blow: s
     That the rest is the very text an undisturbed run writes is shown on an fp32 engine (tests/engine); here the
     kernels round to bf16, and reading tokens in one pass rounds otherwise than writing them one by one.
     """
-    client = house.client()
-    accepted = client.responses.create(
-        model="default", input=STORY, temperature=0.9, max_output_tokens=220, background=True
-    )
     redis = stream.connect(house.redis_url)
     try:
-        seen = until(
-            "the first 40 tokens",
-            lambda: tail if len((tail := stream.tail(redis, accepted.id).chunk).token_ids) >= 40 else None,
-        )
+        accepted, seen = under_way(house, redis)
         if blow == signal.SIGKILL:
             house.kill("worker")
         else:

@@ -22,23 +22,37 @@ BLOCK, BLOCKS, HEADS, LAYERS = 16, 64, 3, 2
 
 
 def shape(
-    device: torch.device, *, quantized: bool = False, deterministic: bool = False, dim: int = 64
+    device: torch.device,
+    *,
+    quantized: bool = False,
+    deterministic: bool = False,
+    dim: int = 64,
+    narrow: bool = False,
 ) -> AttentionShape:
-    """On a GPU fp16 with heads of 128, which our own model has there, else bf16."""
-    dtype = torch.float32 if device.type == "cpu" else torch.float16 if dim == 128 else torch.bfloat16
+    """On a GPU fp16 with heads of 128, which our own model has there, else bf16; on a CPU fp32, or fp16 if `narrow`."""
+    if device.type == "cpu":
+        dtype = torch.float16 if narrow else torch.float32
+    else:
+        dtype = torch.float16 if dim == 128 else torch.bfloat16
     return AttentionShape(HEADS, dim, BLOCK, dtype, quantized, deterministic)
 
 
 def usable() -> list[object]:
     cases = []
     for device in DEVICES:
-        for quantized in (False, True):
-            for dim in (64, 128) if device.type == "cuda" else (64,):
-                how = shape(device, quantized=quantized, dim=dim)
-                for backend in attention.backends(device):
-                    if backend.why_not(device, how) is None:
-                        name = f"{backend.name} {device.type}{' int8' if quantized else ''} {dim}"
-                        cases.append(pytest.param(backend, device, how, id=name))
+        hows = [
+            shape(device, quantized=quantized, dim=dim)
+            for quantized in (False, True)
+            for dim in ((64, 128) if device.type == "cuda" else (64,))
+        ]
+        if device.type == "cpu":
+            hows.append(shape(device, narrow=True))
+        for how in hows:
+            for backend in attention.backends(device):
+                if backend.why_not(device, how) is None:
+                    stored = "int8" if how.quantized else str(how.dtype).removeprefix("torch.")
+                    name = f"{backend.name} {device.type} {stored} {how.head_dim}"
+                    cases.append(pytest.param(backend, device, how, id=name))
     return cases
 
 
@@ -112,8 +126,13 @@ def exact(qkv: Tensor) -> Tensor:
 
 
 def close(got: Tensor, right: Tensor, room: Room) -> None:
-    """int8 rounds keys and values by up to 1/254 of the greatest of a head, about 0.01 here; bf16 by 1/256."""
+    """int8 rounds keys and values by up to 1/254 of the greatest of a head, about 0.01 here; bf16 by 1/256.
+
+    fp16 rounds by 1/2048, and on a CPU nothing else does.
+    """
     tolerance = 0.04 if room.cache.quantized or room.cache.dtype != torch.float32 else 1e-5
+    if room.device.type == "cpu" and room.cache.dtype == torch.float16:
+        tolerance = 2e-3
     torch.testing.assert_close(got, right, rtol=0, atol=tolerance)
 
 
@@ -192,6 +211,11 @@ def test_the_first_that_can_is_taken_and_a_forced_one_must() -> None:
     device = torch.device("cpu")
     compiled = library.why_not() is None
     assert attention.choose(device, shape(device)).name == ("cpu-paged" if compiled else "torch-sequences")
+    narrow = shape(device, narrow=True)
+    if compiled:
+        assert attention.choose(device, narrow).name == "cpu-paged"
+    with pytest.raises(BackendError, match="torch-sequences is slow in 16 bits on a CPU"):
+        attention.choose(device, narrow, forced="torch-sequences")
     deterministic = attention.choose(device, shape(device, deterministic=True))
     assert deterministic.name == ("cpu-rows" if compiled else "torch-rows")
     assert attention.choose(device, shape(device, quantized=True)).name == "torch-sequences"

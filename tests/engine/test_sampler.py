@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from worker.engine.request import SamplingParams
-from worker.engine.sampler import NonFiniteLogits, Row, candidates, penalize, sample
+from worker.engine.sampler import NonFiniteLogits, Row, candidates, candidates_of, penalize, sample
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "qwen-golden-tokens.json").read_text())["sampling"]
 LOGITS = torch.tensor(GOLDEN["vocab8_logits"])
@@ -169,7 +169,7 @@ def test_looking_at_the_best_alone_changes_nothing(how: SamplingParams, levels: 
     scores = (torch.randn(4, 3000, generator=draw).mul(3).clamp(-9, 9) * levels / 18).round() / levels * 18
     for looked_at in (1, 50, 1024):
         for ours, exact in zip(
-            candidates(scores, [how] * 4, looked_at), candidates(scores, [how] * 4, 3000), strict=True
+            candidates_of(scores, [how] * 4, looked_at), candidates_of(scores, [how] * 4, 3000), strict=True
         ):
             assert torch.equal(ours[0], exact[0])
             assert torch.equal(ours[1], exact[1])

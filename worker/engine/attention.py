@@ -91,7 +91,9 @@ class Sequences:
     name = "torch-sequences"
 
     def why_not(self, device: torch.device, shape: AttentionShape) -> str | None:
-        return "sums a row in another order when more rows are beside it" if shape.deterministic else None
+        if shape.deterministic:
+            return "sums a row in another order when more rows are beside it"
+        return _slow(device, shape)
 
     def attend(self, qkv: Tensor, layer: int, cache: KVCache, batch: Batch, rotation: Rotation) -> Tensor:
         queries = _store(qkv, layer, cache, batch.slots, rotation)
@@ -111,7 +113,7 @@ class GatheredAnswers:
     name = "torch-gathered"
 
     def why_not(self, device: torch.device, shape: AttentionShape) -> str | None:
-        return "pads sequences to the longest of them" if shape.deterministic else None
+        return "pads sequences to the longest of them" if shape.deterministic else _slow(device, shape)
 
     def attend(self, qkv: Tensor, layer: int, cache: KVCache, batch: Batch, rotation: Rotation) -> Tensor:
         queries = _store(qkv, layer, cache, batch.slots, rotation)
@@ -163,7 +165,7 @@ class Rows:
     name = "torch-rows"
 
     def why_not(self, device: torch.device, shape: AttentionShape) -> str | None:
-        return None
+        return _slow(device, shape)
 
     def attend(self, qkv: Tensor, layer: int, cache: KVCache, batch: Batch, rotation: Rotation) -> Tensor:
         queries = _store(qkv, layer, cache, batch.slots, rotation)
@@ -200,6 +202,13 @@ def choose(device: torch.device, shape: AttentionShape, *, forced: str | None = 
             reasons.append(f"{backend.name} {reason}")
     known = ", ".join(backend.name for backend in backends(device))
     raise BackendError("; ".join(reasons) or f"there is no attention backend {forced!r}; known are {known}")
+
+
+def _slow(device: torch.device, shape: AttentionShape) -> str | None:
+    """Why torch should not be asked for it."""
+    if device.type == "cpu" and shape.dtype != torch.float32:
+        return "is slow in 16 bits on a CPU"
+    return None
 
 
 def _store(qkv: Tensor, layer: int, cache: KVCache, slots: Tensor, rotation: Rotation) -> Tensor:

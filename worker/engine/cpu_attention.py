@@ -1,7 +1,8 @@
 """Attention of the C++ kernels on a CPU: one call turns, stores and attends, over the pages as they lie.
 
 A row is computed alone, by whichever thread is free, in an order that depends on its length and nothing else. For the
-rows of a prompt torch's blocked product is faster, so it takes over there where it may.
+rows of a prompt torch's blocked product is faster, so it takes over there where it may. Keys and values may be stored
+in fp16, half as many bytes to read; what is computed with them is fp32.
 """
 
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from worker.engine.attention import AttentionShape
 
 LANES = 16  # of the kernels' vectors
+STORED = (torch.float32, torch.float16)
 
 
 class CpuRows:
@@ -32,9 +34,9 @@ class CpuRows:
 
     def why_not(self, device: torch.device, shape: "AttentionShape") -> str | None:
         if shape.quantized:
-            return "reads keys and values of 32 bits, not of 8"
-        if shape.dtype != torch.float32:
-            return f"serves float32, not {str(shape.dtype).removeprefix('torch.')}"
+            return "reads keys and values of 16 or 32 bits, not of 8"
+        if shape.dtype not in STORED:
+            return f"serves float32 and float16, not {str(shape.dtype).removeprefix('torch.')}"
         if shape.head_dim % LANES:
             return f"needs a multiple of {LANES} numbers in a head, not {shape.head_dim}"
         return library.why_not()
@@ -54,6 +56,7 @@ class CpuRows:
             rotation.sin.data_ptr(),
             keys.data_ptr(),
             values.data_ptr(),
+            library.DTYPES[cache.dtype],
             self._places(batch).ctypes.data,
             rows,
             attending,
@@ -94,7 +97,7 @@ class CpuPaged(CpuRows):
             queries = rotation.apply(qkv[:, :heads])
             for span in batch.spans[batch.answers :]:
                 rows = slice(span.row, span.row + span.count)
-                found = cache.read(layer, span.blocks, span.first, span.length)
+                found = cache.read(layer, span.blocks, span.first, span.length).to(torch.float32)
                 mixed[rows] = _prompt(queries[rows], found, span)
         return mixed
 

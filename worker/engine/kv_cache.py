@@ -16,7 +16,7 @@ from worker.model.config import QwenConfig
 
 
 class KVCache:
-    """Keys and values of `blocks` blocks; `dtype` is what attention computes in, `quantized` stores 8 bits."""
+    """Keys and values of `blocks` blocks, stored in `dtype`, or in 8 bits and read in `dtype` where `quantized`."""
 
     def __init__(
         self,

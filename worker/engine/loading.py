@@ -4,11 +4,13 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 
 from worker.engine import attention
-from worker.engine.attention import DecodeAttention
+from worker.engine.attention import AttentionBackend, AttentionShape, DecodeAttention
 from worker.engine.blocks import BlockManager
 from worker.engine.config import EngineConfig, EngineInfo
 from worker.engine.core import EngineCore
@@ -83,20 +85,18 @@ def assemble(
     graphs  whether steps are launched ahead, in CUDA graphs where the device has them; by default on GPUs alone.
     """
     device, quantized = model.device, config.kv_cache == "int8"
-    # On a CPU in fp32: attention over bf16 is ten times slower where there is no AMX.
-    dtype = torch.float32 if device.type == "cpu" else model.dtype
     if config.deterministic:
         model = batch_invariant(model)
-    shape = attention.AttentionShape(
+    shape = AttentionShape(
         num_heads=model.config.num_heads,
         head_dim=model.config.head_dim,
         block_size=block_size,
-        dtype=dtype,
+        dtype=model.dtype,
         quantized=quantized,
         deterministic=config.deterministic,
     )
     try:
-        backend = attention.choose(device, shape, forced=config.attention)
+        backend, dtype = _attention(device, shape, config.attention)
     except BackendError as error:
         raise EngineStartError(f"the attention cannot be computed as it is set: {error}") from error
     a_token = KVCache.bytes_per_token(model.config, dtype, quantized=quantized)
@@ -135,6 +135,20 @@ def assemble(
         context_length=min(model.config.context_length, blocks * block_size),
         now=now,
     )
+
+
+def _attention(
+    device: torch.device, shape: AttentionShape, forced: str | None
+) -> tuple[AttentionBackend, torch.dtype]:
+    """The attention, and the dtype of the cache. `BackendError` where none can serve."""
+    if device.type != "cpu":
+        return attention.choose(device, shape, forced=forced), shape.dtype
+    # Our kernels read 16 bits as fast as memory gives them; torch's are ten times slower in 16 bits without AMX. fp16
+    # rounds eight times less than bf16, and what does not fit is refused as logits that are not finite.
+    if shape.dtype != torch.float32 and not shape.quantized:
+        with suppress(BackendError):
+            return attention.choose(device, replace(shape, dtype=torch.float16), forced=forced), torch.float16
+    return attention.choose(device, replace(shape, dtype=torch.float32), forced=forced), torch.float32
 
 
 def _default_tokens(model: QwenConfig, config: EngineConfig, device: torch.device, a_token: int) -> int:

@@ -6,7 +6,7 @@ Gumbel-max: the candidate with the greatest log-probability plus noise, which is
 candidates.
 
 Top-p hardly ever keeps more than a few hundred of 150,000 tokens, so the best thousand of each row are looked at
-first, and the whole vocabulary only of a row where they do not settle it.
+first, by the C++ kernels on a CPU, and the whole vocabulary only of a row where they do not settle it.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.engine import cpu_sampler
 from worker.engine.noise import gumbel
 from worker.engine.request import SamplingParams, TokenLogprobs
 from worker.engine.scores import score
@@ -76,21 +77,30 @@ def _choose(logits: Tensor, rows: Sequence[Row], *, n_vocab: int) -> list[int | 
     least, greatest = torch.aminmax(scores, dim=1)
     finite = (least.isfinite() & greatest.isfinite()).tolist()
     scores = constrain(adjust(penalize(scores, rows), rows), rows)
-    chosen: list[int | NonFiniteLogits] = list(scores.argmax(1).tolist())
-    filtered = []
+    chosen: list[int | NonFiniteLogits] = [0] * len(rows)
+    greedy, filtered = [], []
     for index, row in enumerate(rows):
         if not finite[index]:
             chosen[index] = NonFiniteLogits("the model produced logits that are not finite")
-        elif row.params.temperature > 0 and (row.params.top_k or row.params.top_p < 1):
+        elif row.params.temperature == 0:
+            greedy.append(index)
+        elif row.params.top_k or row.params.top_p < 1:
             filtered.append(index)
-        elif row.params.temperature > 0:
+        else:
             whole = (scores[index].double() - scores[index].max()) / row.params.temperature
             chosen[index] = _draw(torch.arange(n_vocab, device=scores.device), whole, row)
+    for index, token in zip(greedy, _some(scores, greedy).argmax(1).tolist(), strict=True):
+        chosen[index] = token
     if filtered:
-        kept = candidates(scores[filtered], [rows[index].params for index in filtered])
+        kept = candidates(_some(scores, filtered), [rows[index].params for index in filtered])
         for index, (token_ids, log_probabilities) in zip(filtered, kept, strict=True):
             chosen[index] = _draw(token_ids, log_probabilities, rows[index])
     return chosen
+
+
+def _some(scores: Tensor, rows: list[int]) -> Tensor:
+    """Some of the rows, in growing order; all of them without a copy."""
+    return scores if len(rows) == len(scores) else scores[rows]
 
 
 def constrain(scores: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -140,14 +150,23 @@ def adjust(scores: Tensor, rows: Sequence[Row]) -> Tensor:
     return scores
 
 
-def candidates(
-    scores: Tensor, params: Sequence[SamplingParams], looked_at: int = _PREFILTER
-) -> list[tuple[Tensor, Tensor]]:
+def candidates(scores: Tensor, params: Sequence[SamplingParams]) -> list[tuple[Tensor, Tensor]]:
     """For each row the ids that may be drawn and their log-probabilities (float64) up to a constant, best first.
 
-    Equal scores at the edge of top-k are all kept; at the edge of top-p the lower ids are. `looked_at`: how many of
-    the best scores are tried before all of them.
+    Equal scores at the edge of top-k are all kept; at the edge of top-p the lower ids are.
     """
+    if not cpu_sampler.serves(scores):
+        return candidates_of(scores, params)
+    return [
+        candidates_of(scores[row : row + 1], [params[row]])[0] if found is None else found
+        for row, found in enumerate(cpu_sampler.candidates(scores, params))
+    ]
+
+
+def candidates_of(
+    scores: Tensor, params: Sequence[SamplingParams], looked_at: int = _PREFILTER
+) -> list[tuple[Tensor, Tensor]]:
+    """`candidates` by torch. `looked_at`: how many of the best scores are tried before all of them."""
     count = min(looked_at, scores.shape[1])
     values, token_ids = torch.topk(scores, count)
     # Equal scores in order of their ids, which torch.topk does not promise.
@@ -180,7 +199,7 @@ def candidates(
     return [
         (token_ids[row, :number], logs[row, :number])
         if settled[row]
-        else candidates(scores[row : row + 1], [params[row]], scores.shape[1])[0]
+        else candidates_of(scores[row : row + 1], [params[row]], scores.shape[1])[0]
         for row, number in enumerate(kept.tolist())
     ]
 

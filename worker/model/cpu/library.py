@@ -5,7 +5,7 @@ The structures are those of `src/types.h` and `src/api.cpp`, field by field.
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
 from typing import cast
 
 import numpy as np
@@ -49,13 +49,15 @@ class Layer(Structure):
 
 
 PLACE = np.dtype([("slot", np.int64), ("blocks", np.uintp), ("length", np.int32)], align=True)
+CHOICE = np.dtype([("temperature", np.float64), ("top_p", np.float64), ("top_k", np.int64)])
 
 _SIGNATURES = {
     "qwenq_linear": (c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_int32),
     "qwenq_dense": (c_void_p, c_void_p, c_int32, c_void_p, c_int32),
     "qwenq_before_attention": (c_void_p, c_void_p, c_int32, c_void_p, c_int32),
     "qwenq_after_attention": (c_void_p, c_void_p, c_void_p, c_int32, c_int32),
-    "qwenq_attend": (*(c_void_p,) * 6, *(c_int32,) * 5, c_void_p, c_int32),
+    "qwenq_attend": (*(c_void_p,) * 5, c_int32, c_void_p, *(c_int32,) * 5, c_void_p, c_int32),
+    "qwenq_candidates": (c_void_p, c_int64, c_void_p, *(c_int32,) * 3, *(c_void_p,) * 3, c_int32),
 }
 
 

@@ -157,7 +157,8 @@ namespace {
 
 struct AttendJob {
     const float *qkv, *cos, *sin;  // [rows][3 * heads][dim]; [rows][dim], the sine with the sign of the rotation
-    float *keys, *values;
+    void *keys, *values;
+    Dtype dtype;
     const Place *places;
     int rows, attending, heads, dim, block_size, longest;  // the first `attending` of the rows want an answer
     float *mixed;
@@ -176,21 +177,50 @@ void attend(Team &team, void *arguments) {
     const int heads = job.heads, dim = job.dim, width = heads * dim;
     // Keys and values of all rows first: a row of a prompt sees the rows before it.
     team.share(0, job.rows, 16, [&](int from, int to) {
+        Floats turned(dim);
         for (int row = from; row < to; row++) {
             const float *x = job.qkv + int64_t(row) * 3 * width, *cos = job.cos + row * dim, *sin = job.sin + row * dim;
             const int64_t at = job.places[row].slot * width;
-            for (int i = 0; i < width; i += dim) rotate(x + width + i, cos, sin, dim, job.keys + at + i);
-            memcpy(job.values + at, x + 2 * width, width * sizeof(float));
+            for (int i = 0; i < width; i += dim) {
+                rotate(x + width + i, cos, sin, dim, turned.data.get());
+                kernels->keep(turned.data.get(), dim, job.dtype, job.keys, at + i);
+            }
+            kernels->keep(x + 2 * width, width, job.dtype, job.values, at);
         }
     });
-    Floats weights(job.longest + 16), query(dim);
-    team.share(1, job.attending * heads, 1, [&](int unit, int) {
-        const int row = unit / heads, head = unit % heads;
+    // All heads of a row at a time, where there are rows enough for all threads; their results do not depend on it.
+    const int parts = job.attending >= 4 * team.size || heads < 2 * team.size ? 1 : 2 * team.size;
+    const int stride = (job.longest + 15) / 16 * 16, most = (heads + parts - 1) / parts;
+    Floats weights(int64_t(most) * stride), queries(most * dim);
+    team.share(1, job.attending * parts, 1, [&](int unit, int) {
+        const int row = unit / parts, part = unit % parts;
+        const int first = heads * part / parts, count = heads * (part + 1) / parts - first;
         const Place &place = job.places[row];
-        rotate(job.qkv + int64_t(row) * 3 * width + head * dim, job.cos + row * dim, job.sin + row * dim, dim,
-               query.data.get());
-        kernels->attend({job.keys, job.values, place.blocks, job.block_size, heads, dim}, query.data.get(), head,
-                        place.length, weights.data.get(), job.mixed + int64_t(row) * width + head * dim);
+        for (int head = 0; head < count; head++)
+            rotate(job.qkv + int64_t(row) * 3 * width + (first + head) * dim, job.cos + row * dim, job.sin + row * dim,
+                   dim, queries.row(head, dim));
+        kernels->attend({job.keys, job.values, place.blocks, job.block_size, heads, dim, job.dtype},
+                        {first, count, queries.data.get()}, place.length, weights.data.get(), stride,
+                        job.mixed + int64_t(row) * width + first * dim);
+    });
+}
+
+struct CandidatesJob {
+    const float *scores;
+    int64_t stride;
+    const Choice *choices;
+    int rows, vocabulary, capacity;
+    int64_t *ids;
+    double *logs;
+    int32_t *counts;
+};
+
+void candidates(Team &team, void *arguments) {
+    auto &job = *static_cast<CandidatesJob *>(arguments);
+    team.share(0, job.rows, 1, [&](int row, int) {
+        const int64_t at = int64_t(row) * job.capacity;
+        job.counts[row] = kernels->candidates(job.scores + row * job.stride, job.vocabulary, job.choices[row], job.capacity,
+                                              job.ids + at, job.logs + at);
     });
 }
 
@@ -234,11 +264,19 @@ void qwenq_after_attention(const Layer *layer, const float *mixed, float *hidden
     run(threads, after, &job);
 }
 
-void qwenq_attend(const float *qkv, const float *cos, const float *sin, float *keys, float *values, const Place *places,
-                  int32_t rows, int32_t attending, int32_t heads, int32_t dim, int32_t block_size, float *mixed,
-                  int32_t threads) {
-    AttendJob job{qkv, cos, sin, keys, values, places, rows, attending, heads, dim, block_size, 0, mixed};
+void qwenq_attend(const float *qkv, const float *cos, const float *sin, void *keys, void *values, int32_t dtype,
+                  const Place *places, int32_t rows, int32_t attending, int32_t heads, int32_t dim, int32_t block_size,
+                  float *mixed, int32_t threads) {
+    AttendJob job{qkv,   cos,        sin, keys,       values, Dtype(dtype), places, rows, attending,
+                  heads, dim, block_size, 0, mixed};
     for (int row = 0; row < attending; row++) job.longest = places[row].length > job.longest ? places[row].length : job.longest;
     run(threads, attend, &job);
+}
+
+// scores [rows][vocabulary], `stride` from row to row -> counts [rows]; ids and logs [rows][capacity].
+void qwenq_candidates(const float *scores, int64_t stride, const Choice *choices, int32_t rows, int32_t vocabulary,
+                      int32_t capacity, int64_t *ids, double *logs, int32_t *counts, int32_t threads) {
+    CandidatesJob job{scores, stride, choices, rows, vocabulary, capacity, ids, logs, counts};
+    run(threads, candidates, &job);
 }
 }

@@ -57,6 +57,14 @@ inline void store_bf16(uint16_t *p, F x) {
     __m256i words = _mm256_packus_epi32(narrowed(x.low), narrowed(x.high));
     _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(words, 0xd8));
 }
+inline void store_f16(uint16_t *p, F x) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((__m128i *)p + 1, _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT));
+}
+inline uint32_t at_least(F a, F b) {  // a bit for each lane
+    return _mm256_movemask_ps(_mm256_cmp_ps(a.low, b.low, _CMP_GE_OQ)) |
+           _mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_GE_OQ)) << 8;
+}
 using Halves = F;
 inline Halves halves(F x) { return x; }
 
@@ -115,7 +123,7 @@ template <> struct Dot<8> {
     }
 };
 
-constexpr int MOST_ROWS = 2;
+constexpr int MOST_ROWS = 2, DENSE_ROWS = 1;
 
 }  // namespace
 

@@ -44,6 +44,10 @@ inline void store_bf16(uint16_t *p, F x) {  // to nearest, ties to even
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
 }
+inline void store_f16(uint16_t *p, F x) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline uint32_t at_least(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }  // a bit for each lane
 struct Halves {
     __m256 low, high;
 };
@@ -66,7 +70,7 @@ template <int BITS> struct Dot {
     inline F end(I, int) const { return {_mm512_cvtepi32_ps(v)}; }
 };
 
-constexpr int MOST_ROWS = 8;
+constexpr int MOST_ROWS = 8, DENSE_ROWS = 4;
 
 }  // namespace
 

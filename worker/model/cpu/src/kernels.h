@@ -31,6 +31,15 @@ inline float largest(F x) {
     return top;
 }
 
+// Of numbers of any sign.
+inline float highest(F x) {
+    float lanes[16];
+    store(lanes, x);
+    float top = lanes[0];
+    for (float lane : lanes) top = lane > top ? lane : top;
+    return top;
+}
+
 void quantize(const void *x, Dtype dtype, int features, const Rows &rows, int row, int from, int to) {
     for (int block = from; block < to; block++) {
         F low, high;
@@ -161,29 +170,42 @@ void product(const Packed &w, const Rows &x, int from, int to, const Target &y) 
     w.bits == 4 ? panels<4>(w, x, from, to, y) : panels<8>(w, x, from, to, y);
 }
 
-template <int OUTS, Dtype DTYPE>
-inline void dense_rows(const Dense &w, const float *x, int rows, int out, float *y) {
+// Some rows by some outputs: a weight is widened once for all rows of a tile, and no sum leaves its register.
+template <int ROWS, int OUTS, Dtype DTYPE>
+inline void dense_tile(const Dense &w, const float *x, int out, float *y) {
     const int whole = w.in / 16 * 16;
-    for (int row = 0; row < rows; row++, x += w.in) {
-        F sum[OUTS];
-        for (int o = 0; o < OUTS; o++) sum[o] = zero();
-        const uint16_t *weight = w.weight + int64_t(out) * w.in;
-        for (int i = 0; i < whole; i += 16) {
-            const F input = load(x + i);
-            for (int o = 0; o < OUTS; o++) sum[o] = fma(load_any(weight + int64_t(o) * w.in, DTYPE, i), input, sum[o]);
+    const uint16_t *weight = w.weight + int64_t(out) * w.in;
+    F sum[ROWS][OUTS];
+    for (int r = 0; r < ROWS; r++)
+        for (int o = 0; o < OUTS; o++) sum[r][o] = zero();
+    for (int i = 0; i < whole; i += 16) {
+        F weights[OUTS];
+        for (int o = 0; o < OUTS; o++) weights[o] = load_any(weight + int64_t(o) * w.in, DTYPE, i);
+        for (int r = 0; r < ROWS; r++) {
+            const F input = load(x + int64_t(r) * w.in + i);
+            for (int o = 0; o < OUTS; o++) sum[r][o] = fma(weights[o], input, sum[r][o]);
         }
+    }
+    for (int r = 0; r < ROWS; r++)
         for (int o = 0; o < OUTS; o++) {
-            float result = total(sum[o]);
+            float result = total(sum[r][o]);
             if (whole < w.in) {
                 uint16_t weights[16] = {};
                 float inputs[16] = {};
                 memcpy(weights, weight + int64_t(o) * w.in + whole, (w.in - whole) * sizeof(uint16_t));
-                memcpy(inputs, x + whole, (w.in - whole) * sizeof(float));
+                memcpy(inputs, x + int64_t(r) * w.in + whole, (w.in - whole) * sizeof(float));
                 result += total(mul(load_any(weights, DTYPE, 0), load(inputs)));
             }
-            y[int64_t(row) * w.out + out + o] = result;
+            y[int64_t(r) * w.out + out + o] = result;
         }
-    }
+}
+
+template <int OUTS, Dtype DTYPE>
+inline void dense_rows(const Dense &w, const float *x, int rows, int out, float *y) {
+    int row = 0;
+    for (; row + DENSE_ROWS <= rows; row += DENSE_ROWS)
+        dense_tile<DENSE_ROWS, OUTS, DTYPE>(w, x + int64_t(row) * w.in, out, y + int64_t(row) * w.out);
+    for (; row < rows; row++) dense_tile<1, OUTS, DTYPE>(w, x + int64_t(row) * w.in, out, y + int64_t(row) * w.out);
 }
 
 template <Dtype DTYPE> void dense_outs(const Dense &w, const float *x, int rows, int from, int to, float *y) {
@@ -209,7 +231,7 @@ void rms_norm(const float *x, const float *weight, float eps, int features, floa
 
 // e**x for -87 <= x <= 87, else clamped; off by at most 2 units in the last place. Cephes' polynomial.
 inline F exponential(F x) {
-    x = max(min(x, splat(87.0f)), splat(-87.0f));
+    x = max(splat(-87.0f), min(splat(87.0f), x));  // of two the second where one is not a number: it stays one
     const I n = rounded(mul(x, splat(1.44269504f)));
     F r = fma(floats(n), splat(-0.693359375f), x);
     r = fma(floats(n), splat(2.12194440e-4f), r);
@@ -236,41 +258,9 @@ void gate(const float *up, const float *gate, int features, float *y) {
     }
 }
 
-// One query [dim] against keys and values of `pages` -> [dim]; positions 0 to length, exclusive. weights [length].
-void attend(const Pages &pages, const float *query, int head, int length, float *weights, float *y) {
-    const int dim = pages.dim;
-    const int64_t row = int64_t(pages.heads) * dim;
-    const float scale = 1.0f / std::sqrt(float(dim));
-    float top = -INFINITY;
-    for (int at = 0; at < length; at++) {
-        const float *key = pages.keys + pages.slot(at) * row + head * dim;
-        F dot = zero();
-        for (int i = 0; i < dim; i += 16) dot = fma(load(query + i), load(key + i), dot);
-        weights[at] = total(dot) * scale;
-        top = weights[at] > top ? weights[at] : top;
-    }
-    F sums = zero();
-    for (int at = 0; at < length; at += 16) {
-        const int count = length - at < 16 ? length - at : 16;
-        for (int i = count; i < 16; i++) weights[at + i] = -INFINITY;  // there is room for whole registers
-        const F e = exponential(sub(load(weights + at), splat(top)));
-        store(weights + at, e);
-        for (int i = count; i < 16; i++) weights[at + i] = 0;
-        sums = add(sums, load(weights + at));
-    }
-    const float inverse = 1.0f / total(sums);
-    for (int part = 0; part < dim; part += 64) {
-        const int lanes = dim - part < 64 ? (dim - part) / 16 : 4;
-        F mixed[4] = {zero(), zero(), zero(), zero()};
-        for (int at = 0; at < length; at++) {
-            const float *value = pages.values + pages.slot(at) * row + head * dim + part;
-            const F weight = splat(weights[at]);
-            for (int i = 0; i < lanes; i++) mixed[i] = fma(weight, load(value + i * 16), mixed[i]);
-        }
-        for (int i = 0; i < lanes; i++) store(y + part + i * 16, mul(mixed[i], splat(inverse)));
-    }
-}
-
 }  // namespace
 
-#define TABLE(name) {name, quantize, product, dense, rms_norm, gate, attend}
+#include "attend.h"
+#include "sampling.h"
+
+#define TABLE(name) {name, quantize, product, dense, rms_norm, gate, attend, keep, candidates}

@@ -48,14 +48,27 @@ struct Dense {
     Dtype dtype;
 };
 
-// Keys and values of one sequence in one layer: fp32 [slot][head][dim], where a slot is a block times its size plus a
-// place in it. `dim` is a multiple of 16.
+// Keys and values of one sequence in one layer: fp32 or fp16 [slot][head][dim], where a slot is a block times its size
+// plus a place in it. `dim` is a multiple of 16.
 struct Pages {
-    const float *keys, *values;
+    const void *keys, *values;
     const int64_t *blocks;
     int32_t block_size, heads, dim;
+    Dtype dtype;
 
     int64_t slot(int position) const { return blocks[position / block_size] * block_size + position % block_size; }
+};
+
+// Some heads of a row: `count` from `first` on, and their queries [count][dim].
+struct Heads {
+    int first, count;
+    const float *queries;
+};
+
+// How a row's token is drawn; `top_k` is 0 where all may be.
+struct Choice {
+    double temperature, top_p;
+    int64_t top_k;
 };
 
 struct Kernels {
@@ -67,7 +80,9 @@ struct Kernels {
     void (*rms_norm)(const float *x, const float *weight, float eps, int features, float *y);
     // y = up * silu(gate)
     void (*gate)(const float *up, const float *gate, int features, float *y);
-    void (*attend)(const Pages &pages, const float *query, int head, int length, float *weights, float *y);
+    void (*attend)(const Pages &pages, const Heads &heads, int length, float *weights, int stride, float *y);
+    void (*keep)(const float *x, int count, Dtype dtype, void *y, int64_t at);
+    int (*candidates)(const float *scores, int count, const Choice &how, int capacity, int64_t *ids, double *logs);
 };
 
 extern const Kernels avx2_kernels, avx512_kernels;

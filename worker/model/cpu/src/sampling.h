@@ -1,0 +1,106 @@
+// The candidates of a draw: what top-k and top-p leave of a row of scores, best first, as `worker/engine/sampler.py` says.
+//
+// Few of the vocabulary's tokens are near the best. So it is read once for the sum of all, and then by bands below the
+// best, which end half as far again from it each time, until what was found is enough: nothing is sorted but that.
+#pragma once
+#include <algorithm>
+#include <memory>
+
+namespace {
+
+struct Found {
+    float score;
+    int32_t id;
+    double mass;  // e**((score - best) / temperature)
+};
+
+inline double within(double x, double least, double most) { return x < least ? least : x > most ? most : x; }
+
+inline float best_of(const float *scores, int count) {
+    F top = splat(-INFINITY);
+    const int whole = count / 16 * 16;
+    for (int i = 0; i < whole; i += 16) top = max(top, load(scores + i));
+    float best = highest(top);
+    for (int i = whole; i < count; i++) best = scores[i] > best ? scores[i] : best;
+    return best;
+}
+
+// The sum of e**((score - best) / temperature): fp32 within 1,024 scores, in double from there on.
+inline double mass_of(const float *scores, int count, float best, float inverse) {
+    double sum = 0;
+    for (int from = 0; from < count; from += 1024) {
+        const int to = from + 1024 < count ? from + 1024 : count, whole = from + (to - from) / 16 * 16;
+        F part = zero();
+        for (int i = from; i < whole; i += 16)
+            part = add(part, exponential(mul(sub(load(scores + i), splat(best)), splat(inverse))));
+        if (whole < to) {
+            float last[16];
+            for (int i = 0; i < 16; i++) last[i] = whole + i < to ? scores[whole + i] : -INFINITY;
+            part = add(part, exponential(mul(sub(load(last), splat(best)), splat(inverse))));
+        }
+        sum += total(part);
+    }
+    return sum;
+}
+
+// How many candidates there are, with their ids and logarithms of masses; -1 where `capacity` are not enough to know.
+int candidates(const float *scores, int count, const Choice &how, int capacity, int64_t *ids, double *logs) {
+    constexpr int BANDS = 40;
+    constexpr double WIDER = 1.5;
+    const float best = best_of(scores, count);
+    const bool some = how.top_k > 0 && how.top_k < count;
+    // What the best are a part of: all, or where top-k says how many, those.
+    const double everything =
+        some ? 0 : mass_of(scores, count, best, float(1 / within(how.temperature, 1e-30, 1e30)));
+    std::unique_ptr<Found[]> found(new Found[capacity]);
+    int have = 0;
+    double mass = 0, inner = 0, reach = how.temperature;
+    float above = INFINITY;
+    bool settled = false;
+    for (int band = 0; band < BANDS && !settled; band++) {
+        const float least = float(best - reach);
+        const int before = have;
+        bool fits = true;
+        for (int i = 0; i < count && fits; i += 16) {
+            uint32_t hits = 0;
+            if (i + 16 <= count) {
+                const F x = load(scores + i);
+                hits = at_least(x, splat(least)) & ~at_least(x, splat(above));
+            } else {
+                for (int j = 0; i + j < count; j++) hits |= uint32_t(scores[i + j] >= least && scores[i + j] < above) << j;
+            }
+            for (; hits && (fits = have < capacity); hits &= hits - 1, have++) {
+                const int id = i + __builtin_ctz(hits);
+                found[have] = {scores[id], id, 0};
+            }
+        }
+        if (!fits) {  // too wide a band
+            have = before, reach = (inner + reach) / 2;
+            continue;
+        }
+        for (int i = before; i < have; i++)
+            mass += found[i].mass = std::exp(double(found[i].score - best) / how.temperature);
+        settled = have == count || (some ? have >= how.top_k : mass >= how.top_p * everything);
+        above = least, inner = reach, reach *= WIDER;
+    }
+    if (!settled) return -1;
+    std::sort(found.get(), found.get() + have, [](const Found &a, const Found &b) {
+        return a.score > b.score || (a.score == b.score && a.id < b.id);
+    });
+    double whole = everything;
+    if (some) {
+        int last = int(how.top_k);
+        while (last < have && found[last].score == found[last - 1].score) last++;
+        have = last, whole = 0;
+        for (int i = 0; i < have; i++) whole += found[i].mass;
+    }
+    int kept = 0;
+    for (double before = 0; kept < have && (how.top_p >= 1 || before < how.top_p * whole); kept++) {
+        ids[kept] = found[kept].id;
+        logs[kept] = double(found[kept].score - best) / how.temperature;
+        before += found[kept].mass;
+    }
+    return kept;
+}
+
+}  // namespace

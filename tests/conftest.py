@@ -29,6 +29,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts what runs in the background with Ctrl-C ignored, and so would every process under test be started.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # or by nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # Folders whose tests share a whole running service; elsewhere a file is what belongs together.

@@ -1,14 +1,20 @@
 """The C++ attention: bits that depend on a row's own sequence and nothing else, and numbers that are none."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.engine.test_attention import BLOCK, DEVICES, HEADS, Fake, Room, shape
+from tests.model.tiny import tiny_model
 from worker.engine.batch import build
-from worker.engine.cpu_attention import CpuRows
+from worker.engine.cpu_attention import CpuPaged, CpuRows
+from worker.engine.kv_cache import KVCache
 from worker.engine.scheduler import Work
+from worker.model.checkpoint import load_model
 from worker.model.cpu import library
+from worker.model.rope import rotation
 
 pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=str(library.why_not()))
 CPU = DEVICES[0]
@@ -71,3 +77,26 @@ def test_a_key_too_great_for_fp16_is_refused_unless_it_weighs_nothing(spoil: flo
     else:
         assert not got[1].isfinite().any()
     torch.testing.assert_close(got[[0, 2]], right[[0, 2]], rtol=0, atol=2e-3)
+
+
+def test_all_layers_in_one_call_are_the_same_bits_as_one_by_one(tmp_path: Path) -> None:
+    """Answers of two sequences behind their prompts, which torch has a part in."""
+    model = load_model(tiny_model(tmp_path), device="cpu", weights="int4")
+    config = model.config
+    cache = KVCache(config, blocks=8, block_size=BLOCK, dtype=torch.float16, device=CPU, quantized=False)
+    turns = rotation(64, config.head_dim, config.rope_base, CPU)
+    one, two = Fake([7, 3, 9, 11, 2] * 5, [5, 2]), Fake([4] * 20, [1, 6])
+
+    def logits(plan: list[Work], *, in_one: bool) -> Tensor:
+        batch = build(plan, BLOCK, CPU)
+        step = CpuPaged().step(cache, batch, turns.at(batch.positions), config.num_heads)
+        assert (step.whole is None) == (len(plan) < len(batch.ids))
+        return model.forward(batch.ids, step if in_one else lambda layer, qkv: step(layer, qkv), batch.chosen)
+
+    logits([Work(one, 0, 24), Work(two, 0, 19)], in_one=True)
+    answers = [Work(one, 24, 1), Work(two, 19, 1)]
+    right = logits(answers, in_one=False)
+    for layer in cache.layers:
+        layer[:, 2, 8] = layer[:, 6, 3] = torch.nan  # what the answers' rows have stored
+    assert torch.equal(logits(answers, in_one=True), right)
+    assert right.isfinite().all()

@@ -24,6 +24,7 @@ from worker.engine.gpu.cuda_attention import CudaPaged
 from worker.engine.gpu.prompts import Pieces
 from worker.engine.kv_cache import KVCache
 from worker.model.errors import BackendError
+from worker.model.qwen import Attend
 from worker.model.rope import Rotation
 
 # Without cuDNN's: it plans anew for every length of the cache, 10 ms a layer and token on an H200.
@@ -83,6 +84,14 @@ class PieceAttention(DecodeAttention, Protocol):
 
     def serves_whole(self, rows: int, cache: KVCache) -> bool:
         """Whether whole prompts of so many rows are better left to `whole`."""
+
+
+@runtime_checkable
+class StepAttention(AttentionBackend, Protocol):
+    """One that prepares a step once, for all its layers."""
+
+    def step(self, cache: KVCache, batch: Batch, rotation: Rotation, heads: int) -> Attend:
+        """`attend` of each of the layers in turn."""
 
 
 class Sequences:

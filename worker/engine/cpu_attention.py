@@ -5,6 +5,7 @@ rows of a prompt torch's blocked product is faster, so it takes over there where
 in fp16, half as many bytes to read; what is computed with them is fp32.
 """
 
+import ctypes
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,13 +25,56 @@ LANES = 16  # of the kernels' vectors
 STORED = (torch.float32, torch.float16)
 
 
+class Step:
+    """The attention of one step, as `worker.model.qwen.Attend` says.
+
+    `answers`: how many of the rows, the first ones, the kernels attend for; torch does for the prompts behind them.
+    """
+
+    def __init__(self, cache: KVCache, batch: Batch, rotation: Rotation, *, heads: int, answers: int) -> None:
+        self._cache, self._batch, self._rotation, self._answers = cache, batch, rotation, answers
+        self._places = _places(batch)
+        layers = len(cache.layers)
+        self._keys = (ctypes.c_void_p * layers)(*(layer[0].data_ptr() for layer in cache.layers))
+        self._values = (ctypes.c_void_p * layers)(*(layer[1].data_ptr() for layer in cache.layers))
+        self._struct = library.Attention(
+            rotation.cos.data_ptr(),
+            rotation.sin.data_ptr(),
+            ctypes.addressof(self._keys),
+            ctypes.addressof(self._values),
+            self._places.ctypes.data,
+            len(batch.slots),
+            answers,
+            heads,
+            rotation.cos.shape[-1],
+            cache.block_size,
+            library.DTYPES[cache.dtype],
+        )
+
+    @property
+    def whole(self) -> int | None:
+        """The address of the `library.Attention` that attends for every row; None where torch has a part in it."""
+        return ctypes.addressof(self._struct) if self._answers == len(self._batch.slots) else None
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        x, (rows, heads, dim) = qkv.to(torch.float32).contiguous(), qkv.shape
+        mixed = x.new_empty(rows, heads // 3, dim)
+        library.load().qwenq_attend(
+            ctypes.addressof(self._struct), layer, x.data_ptr(), mixed.data_ptr(), torch.get_num_threads()
+        )
+        if self._answers < rows:
+            queries = self._rotation.apply(x[:, : heads // 3])
+            for span in self._batch.spans[self._batch.answers :]:
+                some = slice(span.row, span.row + span.count)
+                found = self._cache.read(layer, span.blocks, span.first, span.length).to(torch.float32)
+                mixed[some] = _prompt(queries[some], found, span)
+        return mixed
+
+
 class CpuRows:
     """Every row by the kernels: the deterministic one."""
 
     name = "cpu-rows"
-
-    def __init__(self) -> None:
-        self._planned: tuple[Batch, np.ndarray] | None = None
 
     def why_not(self, device: torch.device, shape: "AttentionShape") -> str | None:
         if shape.quantized:
@@ -41,43 +85,12 @@ class CpuRows:
             return f"needs a multiple of {LANES} numbers in a head, not {shape.head_dim}"
         return library.why_not()
 
+    def step(self, cache: KVCache, batch: Batch, rotation: Rotation, heads: int) -> Step:
+        """All layers' attention of a step."""
+        return Step(cache, batch, rotation, heads=heads, answers=len(batch.slots))
+
     def attend(self, qkv: Tensor, layer: int, cache: KVCache, batch: Batch, rotation: Rotation) -> Tensor:
-        return self._attend(qkv, layer, cache, batch, rotation, attending=len(qkv))
-
-    def _attend(
-        self, qkv: Tensor, layer: int, cache: KVCache, batch: Batch, rotation: Rotation, *, attending: int
-    ) -> Tensor:
-        x, (rows, heads, dim) = qkv.to(torch.float32).contiguous(), qkv.shape
-        mixed = x.new_empty(rows, heads // 3, dim)
-        keys, values = cache.layers[layer]
-        library.load().qwenq_attend(
-            x.data_ptr(),
-            rotation.cos.data_ptr(),
-            rotation.sin.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            library.DTYPES[cache.dtype],
-            self._places(batch).ctypes.data,
-            rows,
-            attending,
-            heads // 3,
-            dim,
-            cache.block_size,
-            mixed.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return mixed
-
-    def _places(self, batch: Batch) -> np.ndarray:
-        """The rows for the kernel; made once for all layers of a step."""
-        if self._planned is None or self._planned[0] is not batch:
-            places = np.zeros(len(batch.slots), library.PLACE)
-            places["slot"] = batch.slots.numpy()
-            places["length"] = batch.positions.numpy() + 1
-            for span in batch.spans:
-                places["blocks"][span.row : span.row + span.count] = span.blocks.data_ptr()
-            self._planned = batch, places
-        return self._planned[1]
+        return self.step(cache, batch, rotation, qkv.shape[1] // 3)(layer, qkv)
 
 
 class CpuPaged(CpuRows):
@@ -90,16 +103,18 @@ class CpuPaged(CpuRows):
             return "computes a row of a prompt in another order than a row of an answer"
         return super().why_not(device, shape)
 
-    def attend(self, qkv: Tensor, layer: int, cache: KVCache, batch: Batch, rotation: Rotation) -> Tensor:
-        mixed = self._attend(qkv, layer, cache, batch, rotation, attending=batch.answers)
-        if batch.answers < len(batch.spans):
-            heads = qkv.shape[1] // 3
-            queries = rotation.apply(qkv[:, :heads])
-            for span in batch.spans[batch.answers :]:
-                rows = slice(span.row, span.row + span.count)
-                found = cache.read(layer, span.blocks, span.first, span.length).to(torch.float32)
-                mixed[rows] = _prompt(queries[rows], found, span)
-        return mixed
+    def step(self, cache: KVCache, batch: Batch, rotation: Rotation, heads: int) -> Step:
+        return Step(cache, batch, rotation, heads=heads, answers=batch.answers)
+
+
+def _places(batch: Batch) -> np.ndarray:
+    """The rows for the kernels."""
+    places = np.zeros(len(batch.slots), library.PLACE)
+    places["slot"] = batch.slots.numpy()
+    places["length"] = batch.positions.numpy() + 1
+    for span in batch.spans:
+        places["blocks"][span.row : span.row + span.count] = span.blocks.data_ptr()
+    return places
 
 
 def _prompt(queries: Tensor, keys_values: Tensor, span: Span) -> Tensor:

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.engine.attention import AttentionBackend
-from worker.engine.batch import build
+from worker.engine.attention import AttentionBackend, StepAttention
+from worker.engine.batch import Batch, build
 from worker.engine.kv_cache import KVCache
 from worker.engine.request import TokenLogprobs
 from worker.engine.sampler import NonFiniteLogits, Row, Scored, sample
 from worker.engine.scheduler import Work
 from worker.engine.scores import score
 from worker.engine.sequence import Sequence
-from worker.model.qwen import QwenModel
+from worker.model.qwen import Attend, QwenModel
 from worker.model.rope import rotation
 
 # Of a prompt with log-probabilities every row goes through the head: so many at once, 150,000 logits each.
@@ -115,11 +115,7 @@ class EagerRunner:
     def launch(self, plan: Several[Work]) -> Launched:
         """As `Runner` says."""
         batch = build(plan, self.cache.block_size, self.model.device)
-        turns = self._rotation.at(batch.positions)
-
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            return self.attention.attend(qkv, layer, self.cache, batch, turns)
-
+        attend = self._attend(batch)
         if any(scores(work) for work in plan):
             hidden = self.model.hidden(batch.ids, attend)
             logits = self.model.logits(hidden[batch.chosen])
@@ -133,6 +129,12 @@ class EagerRunner:
                 choice = self._read(work, hidden[span.row : span.row + span.count], choice)
             outcomes.append(choice)
         return Landed(outcomes)
+
+    def _attend(self, batch: Batch) -> Attend:
+        turns = self._rotation.at(batch.positions)
+        if isinstance(self.attention, StepAttention):
+            return self.attention.step(self.cache, batch, turns, self.model.config.num_heads)
+        return lambda layer, qkv: self.attention.attend(qkv, layer, self.cache, batch, turns)
 
     def _sample(self, logits: Tensor, works: Several[Work]) -> list[Outcome]:
         """The next token of each of `works`, a row of `logits` each."""

@@ -1,13 +1,13 @@
-"""The decoder on a CPU with two calls a layer: all before attention, and all behind it.
+"""The decoder on a CPU in one call for all layers, or in two a layer where others attend.
 
-In between stands `Attend`, as in `worker.model.qwen`, whose formulas these are. One token of a small model has hundreds
-of small operations; called one by one from Python they take longer than the reading of the weights.
+The formulas are those of `worker.model.qwen`. One token of a small model has hundreds of small operations; called one
+by one from Python they take longer than the reading of the weights, and even 90 calls take a quarter of a step.
 """
 
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,15 @@ from torch import Tensor
 from worker.model.cpu import library
 from worker.model.cpu.linear import PackedLinear
 from worker.model.qwen import Attend, Block, QwenModel
+
+
+@runtime_checkable
+class KernelAttend(Protocol):
+    """An `Attend` of the kernels."""
+
+    @property
+    def whole(self) -> int | None:
+        """The address of the `library.Attention` that attends for every row; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +40,31 @@ class CpuQwenModel(QwenModel):
     """The residual stream and all between the products stay fp32. A row's result depends on no other row."""
 
     layers: Sequence[FusedLayer]
+    addresses: ctypes.Array[ctypes.c_void_p]  # of `layers`
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
-        kernels, threads, count = library.load(), torch.get_num_threads(), len(ids)
         hidden = F.embedding(ids, self.wte).to(torch.float32)
-        width, heads = self.config.hidden_size, (3 * self.config.num_heads, self.config.head_dim)
+        whole = attend.whole if isinstance(attend, KernelAttend) else None
+        if whole is None:
+            self._by_layer(hidden, attend)
+        else:
+            kernels, threads = library.load(), torch.get_num_threads()
+            kernels.qwenq_layers(self.addresses, len(self.layers), whole, hidden.data_ptr(), threads)
+        last = hidden if rows is None else hidden[rows]
+        normed = F.rms_norm(last, (self.config.hidden_size,), self.ln_f, self.config.norm_eps)
+        return self.lm_head(normed.to(self.head_dtype)).to(torch.float32)
+
+    def _by_layer(self, hidden: Tensor, attend: Attend) -> None:
+        """All layers, into `hidden`."""
+        kernels, threads, count = library.load(), torch.get_num_threads(), len(hidden)
+        heads = (3 * self.config.num_heads, self.config.head_dim)
         for index, layer in enumerate(self.layers):
             at = ctypes.addressof(layer.struct)
             qkv = hidden.new_empty(count, *heads)
             kernels.qwenq_before_attention(at, hidden.data_ptr(), count, qkv.data_ptr(), threads)
             mixed = attend(index, qkv).to(torch.float32).contiguous()
             kernels.qwenq_after_attention(at, mixed.data_ptr(), hidden.data_ptr(), count, threads)
-        last = hidden if rows is None else hidden[rows]
-        normed = F.rms_norm(last, (width,), self.ln_f, self.config.norm_eps)
-        return self.lm_head(normed.to(self.head_dtype)).to(torch.float32)
 
 
 def fused(model: QwenModel) -> QwenModel:
@@ -54,7 +73,8 @@ def fused(model: QwenModel) -> QwenModel:
         return model
     layers = [_layer(block, model.config.norm_eps) for block in model.blocks]
     same: dict[str, Any] = {field.name: getattr(model, field.name) for field in fields(model)}
-    return CpuQwenModel(**same, layers=layers)
+    addresses = (ctypes.c_void_p * len(layers))(*(ctypes.addressof(layer.struct) for layer in layers))
+    return CpuQwenModel(**same, layers=layers, addresses=addresses)
 
 
 def _linears(block: Block) -> tuple[object, ...]:

@@ -48,6 +48,24 @@ class Layer(Structure):
     )
 
 
+class Attention(Structure):
+    """The attention of a step. Who makes one keeps what it points to."""
+
+    _fields_ = (
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("places", c_void_p),
+        ("rows", c_int32),
+        ("attending", c_int32),
+        ("heads", c_int32),
+        ("head_dim", c_int32),
+        ("block_size", c_int32),
+        ("dtype", c_int32),
+    )
+
+
 PLACE = np.dtype([("slot", np.int64), ("blocks", np.uintp), ("length", np.int32)], align=True)
 CHOICE = np.dtype([("temperature", np.float64), ("top_p", np.float64), ("top_k", np.int64)])
 
@@ -56,7 +74,8 @@ _SIGNATURES = {
     "qwenq_dense": (c_void_p, c_void_p, c_int32, c_void_p, c_int32),
     "qwenq_before_attention": (c_void_p, c_void_p, c_int32, c_void_p, c_int32),
     "qwenq_after_attention": (c_void_p, c_void_p, c_void_p, c_int32, c_int32),
-    "qwenq_attend": (*(c_void_p,) * 5, c_int32, c_void_p, *(c_int32,) * 5, c_void_p, c_int32),
+    "qwenq_attend": (c_void_p, c_int32, c_void_p, c_void_p, c_int32),
+    "qwenq_layers": (c_void_p, c_int32, c_void_p, c_void_p, c_int32),
     "qwenq_candidates": (c_void_p, c_int64, c_void_p, *(c_int32,) * 3, *(c_void_p,) * 3, c_int32),
 }
 

@@ -153,14 +153,22 @@ struct Place {
     int32_t length;
 };
 
+// The attention of a step: its rows, of which the first `attending` want an answer, and the cache of every layer.
+struct Attention {
+    const float *cos, *sin;  // [rows][dim], the sine with the sign of the rotation
+    void *const *keys, *const *values;
+    const Place *places;
+    int32_t rows, attending, heads, dim, block_size;
+    Dtype dtype;  // of the cache
+};
+
 namespace {
 
 struct AttendJob {
-    const float *qkv, *cos, *sin;  // [rows][3 * heads][dim]; [rows][dim], the sine with the sign of the rotation
+    const Attention &step;
+    const float *qkv;  // [rows][3 * heads][dim]
     void *keys, *values;
-    Dtype dtype;
-    const Place *places;
-    int rows, attending, heads, dim, block_size, longest;  // the first `attending` of the rows want an answer
+    int longest;
     float *mixed;
 };
 
@@ -174,32 +182,33 @@ void rotate(const float *x, const float *cos, const float *sin, int dim, float *
 
 void attend(Team &team, void *arguments) {
     auto &job = *static_cast<AttendJob *>(arguments);
-    const int heads = job.heads, dim = job.dim, width = heads * dim;
+    const Attention &step = job.step;
+    const int heads = step.heads, dim = step.dim, width = heads * dim;
     // Keys and values of all rows first: a row of a prompt sees the rows before it.
-    team.share(0, job.rows, 16, [&](int from, int to) {
+    team.share(0, step.rows, 16, [&](int from, int to) {
         Floats turned(dim);
         for (int row = from; row < to; row++) {
-            const float *x = job.qkv + int64_t(row) * 3 * width, *cos = job.cos + row * dim, *sin = job.sin + row * dim;
-            const int64_t at = job.places[row].slot * width;
+            const float *x = job.qkv + int64_t(row) * 3 * width;
+            const int64_t at = step.places[row].slot * width;
             for (int i = 0; i < width; i += dim) {
-                rotate(x + width + i, cos, sin, dim, turned.data.get());
-                kernels->keep(turned.data.get(), dim, job.dtype, job.keys, at + i);
+                rotate(x + width + i, step.cos + row * dim, step.sin + row * dim, dim, turned.data.get());
+                kernels->keep(turned.data.get(), dim, step.dtype, job.keys, at + i);
             }
-            kernels->keep(x + 2 * width, width, job.dtype, job.values, at);
+            kernels->keep(x + 2 * width, width, step.dtype, job.values, at);
         }
     });
     // All heads of a row at a time, where there are rows enough for all threads; their results do not depend on it.
-    const int parts = job.attending >= 4 * team.size || heads < 2 * team.size ? 1 : 2 * team.size;
+    const int parts = step.attending >= 4 * team.size || heads < 2 * team.size ? 1 : 2 * team.size;
     const int stride = (job.longest + 15) / 16 * 16, most = (heads + parts - 1) / parts;
     Floats weights(int64_t(most) * stride), queries(most * dim);
-    team.share(1, job.attending * parts, 1, [&](int unit, int) {
+    team.share(1, step.attending * parts, 1, [&](int unit, int) {
         const int row = unit / parts, part = unit % parts;
         const int first = heads * part / parts, count = heads * (part + 1) / parts - first;
-        const Place &place = job.places[row];
+        const Place &place = step.places[row];
         for (int head = 0; head < count; head++)
-            rotate(job.qkv + int64_t(row) * 3 * width + (first + head) * dim, job.cos + row * dim, job.sin + row * dim,
+            rotate(job.qkv + int64_t(row) * 3 * width + (first + head) * dim, step.cos + row * dim, step.sin + row * dim,
                    dim, queries.row(head, dim));
-        kernels->attend({job.keys, job.values, place.blocks, job.block_size, heads, dim, job.dtype},
+        kernels->attend({job.keys, job.values, place.blocks, step.block_size, heads, dim, step.dtype},
                         {first, count, queries.data.get()}, place.length, weights.data.get(), stride,
                         job.mixed + int64_t(row) * width + first * dim);
     });
@@ -264,13 +273,23 @@ void qwenq_after_attention(const Layer *layer, const float *mixed, float *hidden
     run(threads, after, &job);
 }
 
-void qwenq_attend(const float *qkv, const float *cos, const float *sin, void *keys, void *values, int32_t dtype,
-                  const Place *places, int32_t rows, int32_t attending, int32_t heads, int32_t dim, int32_t block_size,
-                  float *mixed, int32_t threads) {
-    AttendJob job{qkv,   cos,        sin, keys,       values, Dtype(dtype), places, rows, attending,
-                  heads, dim, block_size, 0, mixed};
-    for (int row = 0; row < attending; row++) job.longest = places[row].length > job.longest ? places[row].length : job.longest;
+// queries, keys and values of one layer [rows][3 * heads][dim] -> mixed [attending][heads][dim].
+void qwenq_attend(const Attention *step, int32_t layer, const float *qkv, float *mixed, int32_t threads) {
+    AttendJob job{*step, qkv, step->keys[layer], step->values[layer], 0, mixed};
+    for (int row = 0; row < step->attending; row++)
+        job.longest = step->places[row].length > job.longest ? step->places[row].length : job.longest;
     run(threads, attend, &job);
+}
+
+// hidden [rows][H] through all layers, where every row attends.
+void qwenq_layers(const Layer *const *layers, int32_t count, const Attention *step, float *hidden, int32_t threads) {
+    const int64_t width = int64_t(step->heads) * step->dim;
+    Floats qkv(step->rows * 3 * width), mixed(step->rows * width);
+    for (int layer = 0; layer < count; layer++) {
+        qwenq_before_attention(layers[layer], hidden, step->rows, qkv.data.get(), threads);
+        qwenq_attend(step, layer, qkv.data.get(), mixed.data.get(), threads);
+        qwenq_after_attention(layers[layer], mixed.data.get(), hidden, step->rows, threads);
+    }
 }
 
 // scores [rows][vocabulary], `stride` from row to row -> counts [rows]; ids and logs [rows][capacity].

@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from qwenq.model_choice import chosen
-from worker.engine import attention
 from worker.engine.batch import build
+from worker.engine.cpu_attention import CpuPaged
 from worker.engine.kv_cache import KVCache
 from worker.engine.scheduler import Work
 from worker.model.checkpoint import HeadBits, load_model
@@ -120,23 +120,16 @@ def our_measure(model: QwenModel, positions: int) -> Measure:
     config = model.config
     blocks = -(-positions // BLOCK_SIZE)
     cache = KVCache(
-        config, blocks=blocks, block_size=BLOCK_SIZE, dtype=torch.float32, device=torch.device("cpu"),
+        config, blocks=blocks, block_size=BLOCK_SIZE, dtype=torch.float16, device=torch.device("cpu"),
         quantized=False,
     )  # fmt: skip
-    shape = attention.AttentionShape(
-        config.num_heads, config.head_dim, BLOCK_SIZE, torch.float32, quantized=False, deterministic=False
-    )
-    backend = attention.choose(torch.device("cpu"), shape)
+    backend = CpuPaged()
     turns = rotation(positions, config.head_dim, config.rope_base, torch.device("cpu"))
 
     def step(sequence: Ids, start: int, count: int) -> None:
         batch = build([Work(sequence, start, count)], BLOCK_SIZE, torch.device("cpu"))
-        turned = turns.at(batch.positions)
-        model.forward(
-            batch.ids,
-            lambda layer, qkv: backend.attend(qkv, layer, cache, batch, turned),
-            torch.tensor([count - 1]),
-        ).argmax()
+        attend = backend.step(cache, batch, turns.at(batch.positions), config.num_heads)
+        model.forward(batch.ids, attend, torch.tensor([count - 1])).argmax()
 
     def measure(prompt: int, new: int) -> tuple[float, float]:
         sequence = Ids([1000 + i for i in range(prompt + new)], list(range(blocks)))

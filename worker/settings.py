@@ -75,7 +75,8 @@ class GenerateSettings(WorkerSettings):
         description="tokens of all conversations whose keys and values the engine keeps; unset: by the memory",
     )
     kv_cache: Literal["auto", "int8"] = Field(
-        "auto", description="auto (16 bits; 32 on a CPU) or int8 (a half or a quarter of that, rounded)"
+        "auto",
+        description="auto (16 bits; 32 on a CPU where the C++ kernels do not serve) or int8 (half of 16, rounded)",
     )
     head_bits: Literal["16", "8"] = Field(
         "16",

@@ -69,14 +69,12 @@ def test_a_key_that_is_no_number_is_not_hidden(narrow: bool) -> None:
     assert torch.equal(got[[0, 2]], right[[0, 2]])
 
 
-@pytest.mark.parametrize("spoil", [1e6, -1e6])
-def test_a_key_too_great_for_fp16_is_refused_unless_it_weighs_nothing(spoil: float) -> None:
-    got, right = attended(0, narrow=True, spoil=spoil), attended(0, narrow=False, spoil=spoil)
-    if got[1].isfinite().all():
-        torch.testing.assert_close(got[1], right[1], rtol=0, atol=2e-3)
-    else:
-        assert not got[1].isfinite().any()
-    torch.testing.assert_close(got[[0, 2]], right[[0, 2]], rtol=0, atol=2e-3)
+@pytest.mark.parametrize("spoil", [1e5, -1e6])
+def test_a_key_too_great_for_fp16_is_refused(spoil: float) -> None:
+    """Whatever its sign: an infinity would leave a finite answer without that position."""
+    got, right = attended(0, narrow=True, spoil=spoil), attended(0, narrow=True)
+    assert not got[1].isfinite().any()
+    assert torch.equal(got[[0, 2]], right[[0, 2]])
 
 
 def test_all_layers_in_one_call_are_the_same_bits_as_one_by_one(tmp_path: Path) -> None:

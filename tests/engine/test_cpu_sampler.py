@@ -57,6 +57,8 @@ def test_they_are_those_of_the_whole_vocabulary_sorted(
         library.use()
     for row, (mine, same) in enumerate(zip(found, again, strict=True)):
         assert (mine is None) == (same is None)
+        if scores[row].isfinite().sum() <= 1024:
+            assert mine is not None or hows[row].temperature < 1e-5  # whose bands hardly grow
         if mine is None or same is None:
             continue  # torch takes over: the test below says when
         assert torch.equal(mine[0], same[0])

@@ -34,6 +34,18 @@ def test_fused_layers_are_the_plain_ones_without_roundings_to_16_bits(tmp_path: 
     assert error(fused) < error(plain)
 
 
+def test_a_prompt_that_is_scored_is_read_as_any_other(tmp_path: Path) -> None:
+    """Else its neighbours in the batch would get other bits than alone."""
+    model = load_model(tiny_model(tmp_path), device="cpu", weights="int4")
+    ids, heads = torch.arange(30), model.config.num_heads
+
+    def blind(_: int, qkv: torch.Tensor) -> torch.Tensor:
+        return qkv[:, -heads:]
+
+    chosen = torch.tensor([3, 29])
+    assert torch.equal(model.forward(ids, blind, chosen), model.logits(model.hidden(ids, blind)[chosen]))
+
+
 def head(dtype: torch.dtype, vocab: int = 501, hidden: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
     return torch.randn(vocab, hidden, generator=draw).to(dtype), torch.randn(7, hidden, generator=draw)

@@ -4,8 +4,8 @@ A backend takes what a layer's c_attn gives, turns queries and keys, stores keys
 row what it sees. All of it is one call, so that a kernel may fuse all of it. The first backend of the list that can
 serve is taken and named at the start; one that was asked for by name must serve.
 
-The two here are torch's own attention and run everywhere: on a CPU one call for each sequence, because there copying
-pages costs more than calls; on a GPU one call for all answers over their gathered pages.
+Those here are torch's own attention and run on every device, on a CPU in fp32: there one call for each sequence,
+because copying pages costs more than calls; on a GPU one call for all answers over their gathered pages.
 """
 
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ class EngineConfig:
     max_running      requests that are stepped together; the others wait in order of arrival.
     step_tokens      most tokens computed in one step, of answers and prompts together; None: by the device.
     kv_cache_tokens  positions whose keys and values are kept; None: by the memory there is.
-    kv_cache         "auto" is what attention computes in; "int8" takes half of 16 bits and rounds.
+    kv_cache         "auto" is 16 bits, or 32 where a CPU has no kernels for 16; "int8" rounds to half of 16.
     attention        forces an attention backend by name; None takes the fastest that can serve.
     head_bits        16 is the head as the checkpoint has it; 8 reads half as much and rounds.
     layer_copies     "auto" on a GPU: keep the layers in 16 bits too, for steps of many rows, where memory is ample.

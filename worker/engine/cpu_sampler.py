@@ -19,7 +19,7 @@ def serves(scores: Tensor) -> bool:
 
 
 def candidates(scores: Tensor, params: Sequence[SamplingParams]) -> list[tuple[Tensor, Tensor] | None]:
-    """As `worker.engine.sampler.candidates`; None for a row of which more than `CAPACITY` tokens are to be looked at.
+    """As `worker.engine.sampler.candidates`; None for a row that `CAPACITY` tokens do not settle.
 
     Only where `serves(scores)`. The same bits with all instruction sets and whatever other rows there are.
     """

@@ -22,6 +22,7 @@ from worker.engine.runner import EagerRunner, Runner
 from worker.engine.scheduler import Scheduler
 from worker.model.checkpoint import load_model
 from worker.model.config import QwenConfig, load_config
+from worker.model.cpu import library as cpu_library
 from worker.model.errors import BackendError, CheckpointError
 from worker.model.qwen import QwenModel
 from worker.model.tokenizer import Tokenizer
@@ -85,6 +86,8 @@ def assemble(
     graphs  whether steps are launched ahead, in CUDA graphs where the device has them; by default on GPUs alone.
     """
     device, quantized = model.device, config.kv_cache == "int8"
+    if device.type == "cpu":
+        cpu_library.why_not()  # what is to be compiled is compiled now: the sampler wants it in any case
     if config.deterministic:
         model = batch_invariant(model)
     shape = AttentionShape(
@@ -144,7 +147,7 @@ def _attention(
     if device.type != "cpu":
         return attention.choose(device, shape, forced=forced), shape.dtype
     # Our kernels read 16 bits as fast as memory gives them; torch's are ten times slower in 16 bits without AMX. fp16
-    # rounds eight times less than bf16, and what does not fit is refused as logits that are not finite.
+    # rounds eight times less than bf16, and what it cannot hold makes logits that are not finite.
     if shape.dtype != torch.float32 and not shape.quantized:
         with suppress(BackendError):
             return attention.choose(device, replace(shape, dtype=torch.float16), forced=forced), torch.float16

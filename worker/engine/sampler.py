@@ -5,8 +5,9 @@ top-k, top-p; then one draw. Presence and frequency penalty and `logit_bias` sta
 Gumbel-max: the candidate with the greatest log-probability plus noise, which is distributed as the softmax of the
 candidates.
 
-Top-p hardly ever keeps more than a few hundred of 150,000 tokens, so the best thousand of each row are looked at
-first, by the C++ kernels on a CPU, and the whole vocabulary only of a row where they do not settle it.
+Top-p hardly ever keeps more than a few hundred of 150,000 tokens, so the best of each row are looked at first (a
+thousand by torch, as many as it takes by the C++ kernels on a CPU) and the whole vocabulary is sorted only of a row
+where they do not settle it.
 """
 
 from collections.abc import Sequence

@@ -43,7 +43,8 @@ class CpuQwenModel(QwenModel):
     addresses: ctypes.Array[ctypes.c_void_p]  # of `layers`
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, attend: Attend) -> Tensor:
+        """As `QwenModel.hidden`."""
         hidden = F.embedding(ids, self.wte).to(torch.float32)
         whole = attend.whole if isinstance(attend, KernelAttend) else None
         if whole is None:
@@ -51,9 +52,7 @@ class CpuQwenModel(QwenModel):
         else:
             kernels, threads = library.load(), torch.get_num_threads()
             kernels.qwenq_layers(self.addresses, len(self.layers), whole, hidden.data_ptr(), threads)
-        last = hidden if rows is None else hidden[rows]
-        normed = F.rms_norm(last, (self.config.hidden_size,), self.ln_f, self.config.norm_eps)
-        return self.lm_head(normed.to(self.head_dtype)).to(torch.float32)
+        return hidden
 
     def _by_layer(self, hidden: Tensor, attend: Attend) -> None:
         """All layers, into `hidden`."""

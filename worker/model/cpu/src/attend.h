@@ -91,10 +91,21 @@ void attend(const Pages &pages, const Heads &heads, int length, float *weights, 
                        : attend_as<F32>(pages, heads, length, weights, stride, y);
 }
 
+// What fp16 cannot hold is no number, and so is all that is computed with it: as an infinity of the wrong sign it would
+// only take a position's weight away.
+inline F within_f16(F x) {
+    constexpr float TOO_GREAT = 65520;  // rounds to infinity
+    if (!at_least(magnitude(x), splat(TOO_GREAT))) return x;
+    float lanes[16];
+    store(lanes, x);
+    for (float &lane : lanes) lane = std::fabs(lane) < TOO_GREAT ? lane : NAN;
+    return load(lanes);
+}
+
 // x [count] to where keys and values are kept, at element `at`. `count` is a multiple of 16.
 void keep(const float *x, int count, Dtype dtype, void *y, int64_t at) {
     for (int i = 0; i < count; i += 16) {
-        if (dtype == F16) store_f16((uint16_t *)y + at + i, load(x + i));
+        if (dtype == F16) store_f16((uint16_t *)y + at + i, within_f16(load(x + i)));
         else store((float *)y + at + i, load(x + i));
     }
 }

@@ -14,16 +14,29 @@ struct Found {
     double mass;  // e**((score - best) / temperature)
 };
 
+constexpr float LEAST = -3.4028235e38f;  // that is finite
+
 inline double within(double x, double least, double most) { return x < least ? least : x > most ? most : x; }
 
-inline float best_of(const float *scores, int count) {
-    F top = splat(-INFINITY);
-    const int whole = count / 16 * 16;
-    for (int i = 0; i < whole; i += 16) top = max(top, load(scores + i));
-    float best = highest(top);
-    for (int i = whole; i < count; i++) best = scores[i] > best ? scores[i] : best;
-    return best;
-}
+// The best score, and how many there are that may be chosen at all: that are not minus infinity.
+struct Best {
+    float score;
+    int choosable;
+    Best(const float *scores, int count) : choosable(0) {
+        F top = splat(-INFINITY);
+        const int whole = count / 16 * 16;
+        for (int i = 0; i < whole; i += 16) {
+            const F x = load(scores + i);
+            top = max(top, x);
+            choosable += __builtin_popcount(at_least(x, splat(LEAST)));
+        }
+        score = highest(top);
+        for (int i = whole; i < count; i++) {
+            score = scores[i] > score ? scores[i] : score;
+            choosable += scores[i] >= LEAST;
+        }
+    }
+};
 
 // The sum of e**((score - best) / temperature): fp32 within 1,024 scores, in double from there on.
 inline double mass_of(const float *scores, int count, float best, float inverse) {
@@ -47,7 +60,8 @@ inline double mass_of(const float *scores, int count, float best, float inverse)
 int candidates(const float *scores, int count, const Choice &how, int capacity, int64_t *ids, double *logs) {
     constexpr int BANDS = 40;
     constexpr double WIDER = 1.5;
-    const float best = best_of(scores, count);
+    const Best of_all(scores, count);
+    const float best = of_all.score;
     const bool some = how.top_k > 0 && how.top_k < count;
     // What the best are a part of: all, or where top-k says how many, those.
     const double everything =
@@ -58,7 +72,7 @@ int candidates(const float *scores, int count, const Choice &how, int capacity, 
     float above = INFINITY;
     bool settled = false;
     for (int band = 0; band < BANDS && !settled; band++) {
-        const float least = float(best - reach);
+        const float least = float(within(best - reach, LEAST, best));  // minus infinity is never chosen
         const int before = have;
         bool fits = true;
         for (int i = 0; i < count && fits; i += 16) {
@@ -80,7 +94,8 @@ int candidates(const float *scores, int count, const Choice &how, int capacity, 
         }
         for (int i = before; i < have; i++)
             mass += found[i].mass = std::exp(double(found[i].score - best) / how.temperature);
-        settled = have == count || (some ? have >= how.top_k : mass >= how.top_p * everything);
+        const bool enough = some ? have >= how.top_k : how.top_p < 1 && mass >= how.top_p * everything;
+        settled = enough || have >= of_all.choosable;
         above = least, inner = reach, reach *= WIDER;
     }
     if (!settled) return -1;
@@ -89,7 +104,7 @@ int candidates(const float *scores, int count, const Choice &how, int capacity, 
     });
     double whole = everything;
     if (some) {
-        int last = int(how.top_k);
+        int last = how.top_k < have ? int(how.top_k) : have;
         while (last < have && found[last].score == found[last - 1].score) last++;
         have = last, whole = 0;
         for (int i = 0; i < have; i++) whole += found[i].mass;

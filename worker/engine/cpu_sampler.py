@@ -9,8 +9,6 @@ from torch import Tensor
 from worker.engine.request import SamplingParams
 from worker.model.cpu import library
 
-CAPACITY = 4096
-
 
 def serves(scores: Tensor) -> bool:
     """Whether the kernels can read them: fp32 on a CPU, each row in one piece."""
@@ -19,14 +17,15 @@ def serves(scores: Tensor) -> bool:
 
 
 def candidates(scores: Tensor, params: Sequence[SamplingParams]) -> list[tuple[Tensor, Tensor] | None]:
-    """As `worker.engine.sampler.candidates`; None for a row that `CAPACITY` tokens do not settle.
+    """As `worker.engine.sampler.candidates`; None for a row whose temperature is next to nothing beside its top-k.
 
     Only where `serves(scores)`. The same bits with all instruction sets and whatever other rows there are.
     """
     rows, vocabulary = scores.shape
     choices = np.array([(one.temperature, one.top_p, one.top_k) for one in params], library.CHOICE)
-    token_ids = torch.empty(rows, CAPACITY, dtype=torch.int64)
-    logs = torch.empty(rows, CAPACITY, dtype=torch.float64)
+    # Room for all; the system gives memory only for what is written.
+    token_ids = torch.empty(rows, vocabulary, dtype=torch.int64)
+    logs = torch.empty(rows, vocabulary, dtype=torch.float64)
     counts = torch.empty(rows, dtype=torch.int32)
     library.load().qwenq_candidates(
         scores.data_ptr(),
@@ -34,7 +33,6 @@ def candidates(scores: Tensor, params: Sequence[SamplingParams]) -> list[tuple[T
         choices.ctypes.data,
         rows,
         vocabulary,
-        CAPACITY,
         token_ids.data_ptr(),
         logs.data_ptr(),
         counts.data_ptr(),

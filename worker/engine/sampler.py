@@ -5,9 +5,8 @@ top-k, top-p; then one draw. Presence and frequency penalty and `logit_bias` sta
 Gumbel-max: the candidate with the greatest log-probability plus noise, which is distributed as the softmax of the
 candidates.
 
-Top-p hardly ever keeps more than a few hundred of 150,000 tokens, so the best of each row are looked at first (a
-thousand by torch, as many as it takes by the C++ kernels on a CPU) and the whole vocabulary is sorted only of a row
-where they do not settle it.
+Top-p hardly ever keeps more than a few hundred of 150,000 tokens, so the best thousand of each row are looked at
+first, and the whole vocabulary only of a row where they do not settle it. On a CPU C++ kernels do without sorting.
 """
 
 from collections.abc import Sequence
@@ -152,7 +151,7 @@ def adjust(scores: Tensor, rows: Sequence[Row]) -> Tensor:
 
 
 def candidates(scores: Tensor, params: Sequence[SamplingParams]) -> list[tuple[Tensor, Tensor]]:
-    """For each row the ids that may be drawn and their log-probabilities (float64) up to a constant, best first.
+    """For each row the ids that may be drawn and their log-probabilities (float64) up to a constant, in any order.
 
     Equal scores at the edge of top-k are all kept; at the edge of top-p the lower ids are.
     """

@@ -76,7 +76,7 @@ _SIGNATURES = {
     "qwenq_after_attention": (c_void_p, c_void_p, c_void_p, c_int32, c_int32),
     "qwenq_attend": (c_void_p, c_int32, c_void_p, c_void_p, c_int32),
     "qwenq_layers": (c_void_p, c_int32, c_void_p, c_void_p, c_int32),
-    "qwenq_candidates": (c_void_p, c_int64, c_void_p, *(c_int32,) * 3, *(c_void_p,) * 3, c_int32),
+    "qwenq_candidates": (c_void_p, c_int64, c_void_p, c_int32, c_int32, *(c_void_p,) * 3, c_int32),
 }
 
 

@@ -218,7 +218,7 @@ struct CandidatesJob {
     const float *scores;
     int64_t stride;
     const Choice *choices;
-    int rows, vocabulary, capacity;
+    int rows, vocabulary;
     int64_t *ids;
     double *logs;
     int32_t *counts;
@@ -227,8 +227,8 @@ struct CandidatesJob {
 void candidates(Team &team, void *arguments) {
     auto &job = *static_cast<CandidatesJob *>(arguments);
     team.share(0, job.rows, 1, [&](int row, int) {
-        const int64_t at = int64_t(row) * job.capacity;
-        job.counts[row] = kernels->candidates(job.scores + row * job.stride, job.vocabulary, job.choices[row], job.capacity,
+        const int64_t at = int64_t(row) * job.vocabulary;
+        job.counts[row] = kernels->candidates(job.scores + row * job.stride, job.vocabulary, job.choices[row],
                                               job.ids + at, job.logs + at);
     });
 }
@@ -292,10 +292,10 @@ void qwenq_layers(const Layer *const *layers, int32_t count, const Attention *st
     }
 }
 
-// scores [rows][vocabulary], `stride` from row to row -> counts [rows]; ids and logs [rows][capacity].
+// scores [rows][vocabulary], `stride` from row to row -> counts [rows]; ids and logs [rows][vocabulary].
 void qwenq_candidates(const float *scores, int64_t stride, const Choice *choices, int32_t rows, int32_t vocabulary,
-                      int32_t capacity, int64_t *ids, double *logs, int32_t *counts, int32_t threads) {
-    CandidatesJob job{scores, stride, choices, rows, vocabulary, capacity, ids, logs, counts};
+                      int64_t *ids, double *logs, int32_t *counts, int32_t threads) {
+    CandidatesJob job{scores, stride, choices, rows, vocabulary, ids, logs, counts};
     run(threads, candidates, &job);
 }
 }

@@ -1,7 +1,7 @@
-// The candidates of a draw: what top-k and top-p leave of a row of scores, best first, as `worker/engine/sampler.py` says.
+// The candidates of a draw: what top-k and top-p leave of a row of scores, as `worker/engine/sampler.py` says.
 //
 // Few of the vocabulary's tokens are near the best. So it is read once for the sum of all, and then by bands below the
-// best, which end half as far again from it each time, until what was found is enough: nothing is sorted but that.
+// best, which end half as far again from it each time, until what was found is enough. Only the last band is sorted.
 #pragma once
 #include <algorithm>
 #include <memory>
@@ -56,26 +56,26 @@ inline double mass_of(const float *scores, int count, float best, float inverse)
     return sum;
 }
 
-// How many candidates there are, with their ids and logarithms of masses; -1 where `capacity` are not enough to know.
-int candidates(const float *scores, int count, const Choice &how, int capacity, int64_t *ids, double *logs) {
+// The candidates' ids and logarithms of masses, each with room for `count`, and how many there are; -1 where even forty
+// bands do not reach far enough. Those of a band stand in the order of their ids, which says nothing of their masses.
+int candidates(const float *scores, int count, const Choice &how, int64_t *ids, double *logs) {
     constexpr int BANDS = 40;
     constexpr double WIDER = 1.5;
     const Best of_all(scores, count);
     const float best = of_all.score;
     const bool some = how.top_k > 0 && how.top_k < count;
     // What the best are a part of: all, or where top-k says how many, those.
-    const double everything =
+    double everything =
         some ? 0 : mass_of(scores, count, best, float(1 / within(how.temperature, 1e-30, 1e30)));
-    std::unique_ptr<Found[]> found(new Found[capacity]);
-    int have = 0;
-    double mass = 0, inner = 0, reach = how.temperature;
+    std::unique_ptr<Found[]> found(new Found[count]);
+    int have = 0, inner = 0;  // the candidates, and those of them in all bands but the last
+    double mass = 0, inner_mass = 0, reach = how.temperature;
     float above = INFINITY;
     bool settled = false;
-    for (int band = 0; band < BANDS && !settled; band++) {
+    for (int band = 0; band < BANDS && !settled; band++, reach *= WIDER) {
         const float least = float(within(best - reach, LEAST, best));  // minus infinity is never chosen
-        const int before = have;
-        bool fits = true;
-        for (int i = 0; i < count && fits; i += 16) {
+        inner = have, inner_mass = mass;
+        for (int i = 0; i < count; i += 16) {
             uint32_t hits = 0;
             if (i + 16 <= count) {
                 const F x = load(scores + i);
@@ -83,37 +83,34 @@ int candidates(const float *scores, int count, const Choice &how, int capacity, 
             } else {
                 for (int j = 0; i + j < count; j++) hits |= uint32_t(scores[i + j] >= least && scores[i + j] < above) << j;
             }
-            for (; hits && (fits = have < capacity); hits &= hits - 1, have++) {
+            for (; hits; hits &= hits - 1) {
                 const int id = i + __builtin_ctz(hits);
-                found[have] = {scores[id], id, 0};
+                found[have++] = {scores[id], id, std::exp(double(scores[id] - best) / how.temperature)};
+                mass += found[have - 1].mass;
             }
         }
-        if (!fits) {  // too wide a band
-            have = before, reach = (inner + reach) / 2;
-            continue;
-        }
-        for (int i = before; i < have; i++)
-            mass += found[i].mass = std::exp(double(found[i].score - best) / how.temperature);
         const bool enough = some ? have >= how.top_k : how.top_p < 1 && mass >= how.top_p * everything;
         settled = enough || have >= of_all.choosable;
-        above = least, inner = reach, reach *= WIDER;
+        above = least;
     }
     if (!settled) return -1;
-    std::sort(found.get(), found.get() + have, [](const Found &a, const Found &b) {
+    // All but those of the last band are candidates, unless top-p leaves some of the k best.
+    if (some && how.top_p < 1) inner = 0, inner_mass = 0;
+    std::sort(found.get() + inner, found.get() + have, [](const Found &a, const Found &b) {
         return a.score > b.score || (a.score == b.score && a.id < b.id);
     });
-    double whole = everything;
     if (some) {
         int last = how.top_k < have ? int(how.top_k) : have;
         while (last < have && found[last].score == found[last - 1].score) last++;
-        have = last, whole = 0;
-        for (int i = 0; i < have; i++) whole += found[i].mass;
+        have = last;
+        for (int i = 0; i < have; i++) everything += found[i].mass;
     }
-    int kept = 0;
-    for (double before = 0; kept < have && (how.top_p >= 1 || before < how.top_p * whole); kept++) {
-        ids[kept] = found[kept].id;
-        logs[kept] = double(found[kept].score - best) / how.temperature;
+    int kept = inner;
+    for (double before = inner_mass; kept < have && (how.top_p >= 1 || before < how.top_p * everything); kept++)
         before += found[kept].mass;
+    for (int i = 0; i < kept; i++) {
+        ids[i] = found[i].id;
+        logs[i] = double(found[i].score - best) / how.temperature;
     }
     return kept;
 }

@@ -82,7 +82,7 @@ struct Kernels {
     void (*gate)(const float *up, const float *gate, int features, float *y);
     void (*attend)(const Pages &pages, const Heads &heads, int length, float *weights, int stride, float *y);
     void (*keep)(const float *x, int count, Dtype dtype, void *y, int64_t at);
-    int (*candidates)(const float *scores, int count, const Choice &how, int capacity, int64_t *ids, double *logs);
+    int (*candidates)(const float *scores, int count, const Choice &how, int64_t *ids, double *logs);
 };
 
 extern const Kernels avx2_kernels, avx512_kernels;

@@ -34,14 +34,12 @@ class Step:
     def __init__(self, cache: KVCache, batch: Batch, rotation: Rotation, *, heads: int, answers: int) -> None:
         self._cache, self._batch, self._rotation, self._answers = cache, batch, rotation, answers
         self._places = _places(batch)
-        layers = len(cache.layers)
-        self._keys = (ctypes.c_void_p * layers)(*(layer[0].data_ptr() for layer in cache.layers))
-        self._values = (ctypes.c_void_p * layers)(*(layer[1].data_ptr() for layer in cache.layers))
+        keys, values = cache.addresses
         self._struct = library.Attention(
             rotation.cos.data_ptr(),
             rotation.sin.data_ptr(),
-            ctypes.addressof(self._keys),
-            ctypes.addressof(self._values),
+            keys.ctypes.data,
+            values.ctypes.data,
             self._places.ctypes.data,
             len(batch.slots),
             answers,

@@ -9,6 +9,9 @@ memory of 16 bits, and an error of at most 1/254 of that magnitude in each numbe
 up to 1/16 of each number instead, and Qwen's keys carry large biases.
 """
 
+import functools
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +49,11 @@ class KVCache:
         """Keys and values of all layers, scales included."""
         a_head = config.head_dim + 4 if quantized else config.head_dim * dtype.itemsize
         return 2 * config.num_layers * config.num_heads * a_head
+
+    @functools.cached_property
+    def addresses(self) -> np.ndarray:
+        """Where keys (row 0) and values (row 1) of every layer begin in memory: uintp `[2, layers]`."""
+        return np.array([[layer[part].data_ptr() for layer in self.layers] for part in (0, 1)], np.uintp)
 
     def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
         """Store `[2, n, heads, head_dim]` at int64 slots `[n]`."""

@@ -24,14 +24,6 @@ inline float total(F x) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-inline float largest(F x) {
-    float lanes[16], top = 0;
-    store(lanes, x);
-    for (float lane : lanes) top = lane > top ? lane : top;
-    return top;
-}
-
-// Of numbers of any sign.
 inline float highest(F x) {
     float lanes[16];
     store(lanes, x);
@@ -55,7 +47,7 @@ void quantize(const void *x, Dtype dtype, int features, const Rows &rows, int ro
             high = load_any(padded, dtype, 16);
         }
         int64_t at = int64_t(row) * rows.blocks + block;
-        float top = largest(max(magnitude(low), magnitude(high)));
+        float top = highest(max(magnitude(low), magnitude(high)));
         // Below the least normal number the inverse would overflow; such a block is zero for every purpose.
         float inverse = top > 1e-36f ? 127.0f / top : 0.0f;
         I a = rounded(mul(low, splat(inverse))), b = rounded(mul(high, splat(inverse)));

@@ -18,23 +18,26 @@ constexpr float LEAST = -3.4028235e38f;  // that is finite
 
 inline double within(double x, double least, double most) { return x < least ? least : x > most ? most : x; }
 
+// The next 16 of `left` scores; behind the last stands what is never chosen.
+inline F next(const float *scores, int left) {
+    if (left >= 16) return load(scores);
+    float lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = i < left ? scores[i] : -INFINITY;
+    return load(lanes);
+}
+
 // The best score, and how many there are that may be chosen at all: that are not minus infinity.
 struct Best {
     float score;
     int choosable;
     Best(const float *scores, int count) : choosable(0) {
         F top = splat(-INFINITY);
-        const int whole = count / 16 * 16;
-        for (int i = 0; i < whole; i += 16) {
-            const F x = load(scores + i);
+        for (int i = 0; i < count; i += 16) {
+            const F x = next(scores + i, count - i);
             top = max(top, x);
             choosable += __builtin_popcount(at_least(x, splat(LEAST)));
         }
         score = highest(top);
-        for (int i = whole; i < count; i++) {
-            score = scores[i] > score ? scores[i] : score;
-            choosable += scores[i] >= LEAST;
-        }
     }
 };
 
@@ -42,15 +45,9 @@ struct Best {
 inline double mass_of(const float *scores, int count, float best, float inverse) {
     double sum = 0;
     for (int from = 0; from < count; from += 1024) {
-        const int to = from + 1024 < count ? from + 1024 : count, whole = from + (to - from) / 16 * 16;
         F part = zero();
-        for (int i = from; i < whole; i += 16)
-            part = add(part, exponential(mul(sub(load(scores + i), splat(best)), splat(inverse))));
-        if (whole < to) {
-            float last[16];
-            for (int i = 0; i < 16; i++) last[i] = whole + i < to ? scores[whole + i] : -INFINITY;
-            part = add(part, exponential(mul(sub(load(last), splat(best)), splat(inverse))));
-        }
+        for (int i = from; i < from + 1024 && i < count; i += 16)
+            part = add(part, exponential(mul(sub(next(scores + i, count - i), splat(best)), splat(inverse))));
         sum += total(part);
     }
     return sum;
@@ -76,14 +73,8 @@ int candidates(const float *scores, int count, const Choice &how, int64_t *ids, 
         const float least = float(within(best - reach, LEAST, best));  // minus infinity is never chosen
         inner = have, inner_mass = mass;
         for (int i = 0; i < count; i += 16) {
-            uint32_t hits = 0;
-            if (i + 16 <= count) {
-                const F x = load(scores + i);
-                hits = at_least(x, splat(least)) & ~at_least(x, splat(above));
-            } else {
-                for (int j = 0; i + j < count; j++) hits |= uint32_t(scores[i + j] >= least && scores[i + j] < above) << j;
-            }
-            for (; hits; hits &= hits - 1) {
+            const F x = next(scores + i, count - i);
+            for (uint32_t hits = at_least(x, splat(least)) & ~at_least(x, splat(above)); hits; hits &= hits - 1) {
                 const int id = i + __builtin_ctz(hits);
                 found[have++] = {scores[id], id, std::exp(double(scores[id] - best) / how.temperature)};
                 mass += found[have - 1].mass;

@@ -167,7 +167,8 @@ def candidates_of(
     scores: Tensor, params: Sequence[SamplingParams], looked_at: int = _PREFILTER
 ) -> list[tuple[Tensor, Tensor]]:
     """`candidates` by torch. `looked_at`: how many of the best scores are tried before all of them."""
-    count = min(looked_at, scores.shape[1])
+    # Top-p is a part of what top-k leaves, so all of those must be there; and a few more, to see where equal ones end.
+    count = min(max(looked_at, *(2 * one.top_k for one in params)), scores.shape[1])
     values, token_ids = torch.topk(scores, count)
     # Equal scores in order of their ids, which torch.topk does not promise.
     by_id = token_ids.argsort(1)
@@ -195,7 +196,9 @@ def candidates_of(
     kept = (in_top_k & (mass.cumsum(1) - mass < enough)).sum(1)
     edge = values.gather(1, kept.unsqueeze(1) - 1)
     # What was not looked at is at most the last that was: only below the edge it cannot belong to the kept.
-    settled = (edge > values[:, -1:]).squeeze(1).tolist() if count < scores.shape[1] else [True] * len(scores)
+    whole = (top_k >= scores.shape[1]) | (least > values[:, -1:]) | (least == -torch.inf)
+    known = ((edge > values[:, -1:]) & whole).squeeze(1)
+    settled = known.tolist() if count < scores.shape[1] else [True] * len(scores)
     return [
         (token_ids[row, :number], logs[row, :number])
         if settled[row]

@@ -17,6 +17,7 @@ turns    the first token of turn 10 with the cache against the same without: all
 On an H200 the recorded figures of others stand beside ours (`peers.py`).
 """
 
+import itertools
 import json
 import os
 import random
@@ -160,9 +161,8 @@ def prefill(bench: Bench, lengths: list[int]) -> Iterator[Figure]:
 
 def decode(bench: Bench, batches: list[int], context: int, steps: int) -> Iterator[Figure]:
     """Tokens per second of all answers together, while so many run."""
-    kinds = [(rows, "", GREEDY) for rows in batches]
-    kinds.insert(1, (batches[0], ", top-p 0.8, penalty 1.1", QWEN))
-    for rows, label, how in kinds:
+    kinds = (("", GREEDY), (", top-p 0.8, penalty 1.1", QWEN))
+    for rows, (label, how) in itertools.product(batches, kinds):
         # So long that the mean over all that is measured is the context asked for: answers grow while they are
         # measured, and the first ones before that, while the last prompts are read.
         begin_at = max(

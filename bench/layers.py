@@ -25,7 +25,11 @@ from torch import Tensor
 from worker.engine.gpu.attention import TritonPaged
 from worker.engine.gpu.cuda_attention import CudaPaged
 from worker.engine.gpu.prompts import Pieces, cut, tile_for
+from worker.engine.gpu.sampler import CudaSampler
 from worker.engine.kv_cache import KVCache
+from worker.engine.request import GenerationRequest, SamplingParams
+from worker.engine.sequence import Sequence
+from worker.engine.static_inputs import StaticInputs
 from worker.model.config import QwenConfig
 from worker.model.gpu import cuda, support, wgmma
 from worker.model.gpu.linear import GpuLinear
@@ -272,9 +276,36 @@ def prompt(before: int, new: int) -> None:
     print(f"attention of {new} tokens behind {before}: {time:.1f} us, {operations / time / 1e6:.0f} TFLOP/s")
 
 
+def sampler(rows: int, bandwidth: float) -> None:
+    """Tokens of so many rows of logits: flat ones, as random weights give them, and such as a language model gives."""
+    logits = torch.randn(rows, CONFIG.vocab_size, device=DEVICE)
+    kinds = {
+        "greedy": (logits, {"temperature": 0.0}),
+        "all, flat": (logits, {}),
+        "top-p, flat": (logits, {"top_p": 0.8, "repetition_penalty": 1.1}),
+        "all": (4 * logits, {}),
+        "top-p": (4 * logits, {"top_p": 0.8, "repetition_penalty": 1.1}),
+        "top-k": (4 * logits, {"top_k": 50}),
+    }
+    tokens, times = torch.zeros(rows, dtype=torch.int64, device=DEVICE), list[str]()
+    for name, (scores, changed) in kinds.items():
+        inputs, halves = StaticInputs(rows, 1, DEVICE), scores.half()
+        choose = CudaSampler(inputs, n_vocab=151_851, columns=CONFIG.vocab_size)
+        how = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0} | changed
+        for row in range(rows):
+            params = SamplingParams(**how, seed=row, max_new_tokens=9, stop_token_ids=(), stop_strings=())
+            request = GenerationRequest("", (1, 2, 3), (), params, None)
+            choose.prepare(row, Sequence(request, token_bytes=lambda _: b"a", capacity=9))
+        inputs.upload(rows, tables=True)
+        time = microseconds(lambda halves=halves, choose=choose: choose.choose(halves, tokens), 1)
+        times.append(f"{name} {time:.1f}")
+    least = 1e6 * rows * CONFIG.vocab_size * 2 / bandwidth
+    print(f"sampler, {rows} rows: one reading of all logits {least:.1f} us | {'; '.join(times)}")
+
+
 def main(
     rows: Annotated[str, typer.Option(help="Rows of the products.")] = "1,2,4,8,16,32,48,64",
-    batches: Annotated[str, typer.Option(help="Rows of the attention.")] = "1,8,32,64,256",
+    batches: Annotated[str, typer.Option(help="Rows of the attention and of the sampler.")] = "1,8,32,64,256",
     contexts: Annotated[str, typer.Option(help="Tokens that the attention looks at.")] = "512",
     prompts: Annotated[
         str, typer.Option(help="Pieces of prompts: tokens before + new ones.")
@@ -296,6 +327,8 @@ def main(
         for context in map(int, contexts.split(",")):
             for count in map(int, batches.split(",")):
                 attention(count, context, bandwidth, quantized=quantized)
+    for count in map(int, batches.split(",")):
+        sampler(count, bandwidth)
     for piece in prompts.split(","):
         prompt(*map(int, piece.split("+")))
 

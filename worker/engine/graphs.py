@@ -21,7 +21,7 @@ from torch import Tensor
 from worker.engine.attention import DecodeAttention, PieceAttention
 from worker.engine.batch import build, on_device
 from worker.engine.gpu.cuda_attention import CudaPaged
-from worker.engine.gpu.sampler import GreedySampler, TritonSampler
+from worker.engine.gpu.sampler import CudaSampler, GreedySampler
 from worker.engine.kv_cache import KVCache
 from worker.engine.mixed import MixedSteps, shapes_for
 from worker.engine.mixed_inputs import Shape
@@ -32,7 +32,7 @@ from worker.engine.sampler import NonFiniteLogits
 from worker.engine.scheduler import Work
 from worker.engine.sequence import PENDING, Sequence
 from worker.engine.static_inputs import StaticInputs
-from worker.model.gpu import support
+from worker.model.gpu import cuda
 from worker.model.gpu.decoder import GpuQwenModel
 from worker.model.gpu.halves import Halves
 from worker.model.gpu.stack import Int4Stack
@@ -104,8 +104,8 @@ class GraphRunner(EagerRunner):
         # Whose blocks are in a row of the tables, how many, of which of its residences.
         self._tabled: list[tuple[Sequence | None, int, int]] = [(None, 0, 0)] * capacity
         self._sampler = (
-            TritonSampler(self._inputs, n_vocab=n_vocab, columns=model.config.vocab_size)
-            if support.why_not(model.device) is None
+            CudaSampler(self._inputs, n_vocab=n_vocab, columns=model.config.vocab_size)
+            if model.device.type == "cuda" and cuda.why_not() is None
             else GreedySampler(self._inputs, n_vocab=n_vocab)
         )
         self._mixed = (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worker.engine.attention import PieceAttention
 from worker.engine.gpu.prompts import Pieces, cut
-from worker.engine.gpu.sampler import GreedySampler, TritonSampler
+from worker.engine.gpu.sampler import CudaSampler, GreedySampler
 from worker.engine.gpu.tiles import FIELDS
 from worker.engine.kv_cache import KVCache
 from worker.engine.mixed_inputs import MixedInputs, Shape
@@ -46,7 +46,7 @@ class MixedSteps:
         model: QwenModel,
         cache: KVCache,
         attention: PieceAttention,
-        sampler: TritonSampler | GreedySampler,
+        sampler: CudaSampler | GreedySampler,
         *,
         inputs: StaticInputs,
         shapes: Several[Shape],

@@ -1,12 +1,15 @@
 """The sampler as launches whose shape does not depend on what is sampled, for graphs. Tokens stay on the GPU.
 
 It serves what most requests ask for: temperature, top-k, top-p, repetition penalty, with the noise of
-`worker.engine.noise`. Where `worker.engine.sampler` computes in double precision this computes in single, so the two
-may part where a probability meets the edge of top-p within rounding. Everything else is left to that one.
+`worker.engine.noise`. Where `worker.engine.sampler` computes in double precision this computes in single, and masses
+are rounded to 2**-39 of the greatest, so the two may part where a probability meets the edge of top-p within rounding.
+A row's token does not depend on what else is in the batch. Everything else is left to that one.
 """
 
+import ctypes
 import math
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,34 +19,50 @@ from worker.engine.noise import key
 from worker.engine.request import SamplingParams
 from worker.engine.sequence import PENDING, Sequence
 from worker.engine.static_inputs import Reads, StaticInputs
-from worker.model.gpu import support
+from worker.model.gpu import cuda, support
 from worker.model.rope import Rotation
 
-BLOCK = 4096  # of the vocabulary, a program
-CHUNK = 8192  # of what may be kept, a turn
+# As sampling.cuh has them.
+THREADS, BLOCK, BINS, LISTED = 256, 4096, 1024, 4096
+# Noise is between -3.7 and 36.8 (`worker.engine.noise`): what is further below the best than this is never drawn.
+OUT_OF_REACH = 41.0
 
 
-class TritonSampler:
+class _Tally(ctypes.Structure):
+    """`Tally` of sampling.cuh, for its size."""
+
+    _fields_ = [
+        ("masses", ctypes.c_uint64 * (BINS + 1)),
+        ("counts", ctypes.c_uint32 * BINS),
+        ("listed", ctypes.c_uint32 * 2),
+        ("edges", ctypes.c_uint64 * 4),
+        ("list", ctypes.c_uint64 * LISTED),
+    ]
+
+
+class CudaSampler:
     """Reads the parameters from `inputs`; `capacity` rows at most."""
 
     def __init__(self, inputs: StaticInputs, *, n_vocab: int, columns: int) -> None:
-        """`columns` of the logits, of which the first `n_vocab` may be chosen."""
+        """`columns` of the logits, of which the first `n_vocab` may be chosen. `CompileError` where it cannot be."""
         self._inputs, self._n_vocab, self._columns = inputs, n_vocab, columns
         device, rows, blocks = inputs.device, inputs.capacity, -(-n_vocab // BLOCK)
         self._blocks, self._words = blocks, -(-n_vocab // 32)
         self._slots: OrderedDict[Sequence, tuple[int, int]] = OrderedDict()  # slot, ids that are in it
         # Twice as many as can be in a step: the one that was used longest ago is in none.
         self._seen = torch.zeros(2 * rows, self._words, dtype=torch.int32, device=device)
-
-        def room(width: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(rows, width, dtype=dtype, device=device)
-
-        self._tops, self._masses = room(blocks, torch.float32), room(blocks, torch.float32)
-        self._top_ids, self._bad = room(blocks, torch.int32), room(blocks, torch.int32)
-        self._counts, self._winner_ids = room(blocks, torch.int32), room(blocks, torch.int32)
-        self._winners = room(blocks, torch.float64)
+        self._tops = torch.empty(rows, blocks, dtype=torch.int64, device=device)
+        self._tallies = torch.empty(rows, ctypes.sizeof(_Tally), dtype=torch.uint8, device=device)
+        self._winners = torch.empty(rows, blocks, dtype=torch.float64, device=device)
+        self._winner_ids = torch.empty(rows, blocks, dtype=torch.int32, device=device)
         self._prepared: list[Sequence | None] = [None] * rows  # whose parameters are in a row
-        self._found, self._found_ids = room(n_vocab, torch.float32), room(n_vocab, torch.int32)
+        steps = [
+            f"{step}<{wide}>"
+            for step in ("survey", "weigh", "collect", "choose")
+            for wide in ("true", "false")
+        ]
+        names = [*steps, "observe", "begin<int>", "begin<long long>"]
+        self._kernels = cuda.load(Path(__file__).with_name("sampling.cu"), names, device)
 
     def serves(self, sequence: Sequence) -> bool:
         """Whether its next token may be chosen here."""
@@ -76,114 +95,65 @@ class TritonSampler:
 
     def begin(self, reads: Reads, tokens: Tensor, table: Rotation) -> tuple[Tensor, Rotation]:
         """What each row reads, int64 `[rows]`, out of `tokens` where it was pending; its rotation, out of `table`."""
-        from worker.engine.gpu import sampler_kernels as kernels
-
         rows, dim = len(reads.given), table.cos.shape[-1]
         ids = torch.empty(rows, dtype=torch.int64, device=tokens.device)
         turns = Rotation(*torch.empty(2, rows, 1, dim, device=tokens.device))
-        kernels.begin[(rows,)](
-            tokens,
-            reads.given,
-            reads.sources,
-            reads.positions,
-            reads.given if reads.places is None else reads.places,
-            self._inputs.ints,
-            self._seen,
-            table.cos,
-            table.sin,
-            ids,
-            *turns,
-            self._words,
-            self._inputs.capacity,
-            D=dim,
-            PLACED=reads.places is not None,
-            num_warps=4,
+        self._kernels["begin<long long>" if reads.given.dtype == torch.int64 else "begin<int>"](
+            (1, rows),
+            128,
+            (
+                tokens,
+                reads.given,
+                reads.sources,
+                reads.positions,
+                reads.places,
+                self._inputs.ints,
+                self._seen,
+                table.cos,
+                table.sin,
+                ids,
+                *turns,
+                self._words,
+                self._inputs.capacity,
+                dim,
+            ),
         )
         return ids, turns
 
     def observe(self, ids: Tensor) -> None:
         """These are what the rows read in a step that did not begin with `begin`."""
-        from worker.engine.gpu import sampler_kernels as kernels
-
-        kernels.observe[(len(ids),)](
-            ids, self._inputs.ints, self._seen, self._words, self._inputs.capacity, PDL=False
+        self._kernels["observe"](
+            (1, len(ids)), 32, (ids, self._inputs.ints, self._seen, self._words, self._inputs.capacity)
         )
 
     def choose(self, logits: Tensor, tokens: Tensor) -> None:
         """Write the next token of every row of `logits` into `tokens`, int64; -1 where they are not finite."""
-        from worker.engine.gpu import sampler_kernels as kernels
-
-        rows, inputs, pdl = len(logits), self._inputs, support.dependent_launch(logits.device)
-        launch = {"PDL": pdl, "num_warps": 8} | ({"launch_pdl": True} if pdl else {})
+        inputs, seen = self._inputs, self._seen
+        wide = "true" if logits.dtype == torch.float32 else "false"
         sizes = (self._columns, self._n_vocab, self._words, inputs.capacity)
-        by_block = {"BLOCK": BLOCK, "BLOCKS": self._blocks, **launch}
-        padded = 1 << (self._blocks - 1).bit_length()
-        kernels.survey[(rows, self._blocks)](
-            logits,
-            self._seen,
-            inputs.floats,
-            inputs.ints,
-            self._tops,
-            self._top_ids,
-            self._bad,
-            *sizes,
-            **by_block,
+        how = (logits, seen, inputs.floats, inputs.ints)
+        found = (self._winners, self._winner_ids)
+        steps: tuple[tuple[str, int, tuple[Tensor | int, ...]], ...] = (
+            ("survey", self._blocks, (*how, self._tops, self._tallies, *sizes)),
+            ("weigh", self._blocks, (*how, self._tops, self._tallies, *sizes)),
+            ("collect", self._blocks, (*how, inputs.keys, self._tops, self._tallies, *found, *sizes)),
+            (
+                "choose",
+                1,
+                (*how, inputs.keys, self._tops, self._tallies, *found, tokens, *sizes, self._blocks),
+            ),
         )
-        kernels.weigh[(rows, self._blocks)](
-            logits,
-            self._seen,
-            inputs.floats,
-            inputs.ints,
-            self._tops,
-            self._counts,
-            self._masses,
-            *sizes,
-            PADDED=padded,
-            **by_block,
-        )
-        kernels.collect[(rows, self._blocks)](
-            logits,
-            self._seen,
-            inputs.floats,
-            inputs.ints,
-            inputs.keys,
-            self._tops,
-            self._counts,
-            self._found,
-            self._found_ids,
-            self._winners,
-            self._winner_ids,
-            *sizes,
-            PADDED=padded,
-            **by_block,
-        )
-        kernels.choose[(rows,)](
-            inputs.floats,
-            inputs.ints,
-            inputs.keys,
-            self._tops,
-            self._top_ids,
-            self._bad,
-            self._counts,
-            self._masses,
-            self._winners,
-            self._winner_ids,
-            self._found,
-            self._found_ids,
-            tokens,
-            self._n_vocab,
-            inputs.capacity,
-            BLOCKS=self._blocks,
-            PADDED=padded,
-            CHUNK=CHUNK,
-            **(launch | {"num_warps": 16}),
-        )
+        for step, blocks, arguments in steps:
+            self._kernels[f"{step}<{wide}>"](
+                (blocks, len(logits)), THREADS, arguments, overlap=support.dependent_launch(logits.device)
+            )
 
     def _reach(self, params: SamplingParams) -> float:
         if params.top_p >= 1:
-            return 1e30
-        # With top-k the mass that top-p is taken of is less than all; what lies further adds nothing to either.
-        return math.log(self._n_vocab / (1 - params.top_p)) + (8 if params.top_k else 0.01)
+            return OUT_OF_REACH
+        # All that lies further weighs less than what top-p cuts off. With top-k the mass that it is a part of is less
+        # than all: what lies further adds nothing to it.
+        return min(OUT_OF_REACH, math.log(self._n_vocab / (1 - params.top_p)) + (8 if params.top_k else 0.01))
 
     def _slot(self, sequence: Sequence) -> int:
         """Where the ids of a sequence are kept, all but the last: that one the row reads in this step."""

@@ -1,7 +1,7 @@
-// What every kernel here needs, products and attention: fp16 as bits, and how the blocks of a cluster read each other.
+// What products and attention need: fp16 as bits, and how the blocks of a cluster read each other.
 #pragma once
 
-typedef unsigned short half_bits;
+#include "half.cuh"
 
 __device__ __forceinline__ void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");

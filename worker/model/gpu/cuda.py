@@ -130,13 +130,13 @@ def load(
         torch.zeros(1, device=device)  # torch makes its context this thread's own when it is needed
         cubin, mangled = compiled(source, names, torch.cuda.get_device_capability(device), exactly=exactly)
         module, kernels = ctypes.c_void_p(), dict[str, Kernel]()
+        shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
         _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin))
         for name, symbol in zip(names, mangled, strict=True):
             function, fixed = ctypes.c_void_p(), ctypes.c_int()
             _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, symbol.encode()))
             _check(_driver().cuFuncGetAttribute(ctypes.byref(fixed), _FIXED_SHARED, function))
-            room = LARGEST_SHARED - fixed.value
-            _check(_driver().cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, room))
+            _check(_driver().cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared - fixed.value))
             kernels[name] = Kernel(function)
     return kernels
 

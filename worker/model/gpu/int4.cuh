@@ -5,11 +5,6 @@
 
 #include "cluster.cuh"
 
-__device__ __forceinline__ float to_float(half_bits v) {
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
-  return f;
-}
 __device__ __forceinline__ half_bits to_half(float f) {
   half_bits v;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(v) : "f"(f));

@@ -2,20 +2,6 @@
 // so manieth, and within a block its warps take half a page at a time from the ring.
 #pragma once
 
-__device__ __forceinline__ void floats(unsigned v, float& low, float& high) {
-  asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(low), "=f"(high) : "r"(v));
-}
-__device__ __forceinline__ void floats(const uint4& v, float* f) {
-  floats(v.x, f[0], f[1]);
-  floats(v.y, f[2], f[3]);
-  floats(v.z, f[4], f[5]);
-  floats(v.w, f[6], f[7]);
-}
-__device__ __forceinline__ unsigned halves(float low, float high) {
-  unsigned v;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
-  return v;
-}
 __device__ __forceinline__ float sum_of_16(float v) {  // of the lanes of half a warp
 #pragma unroll
   for (int apart = 8; apart; apart /= 2) v += __shfl_xor_sync(~0u, v, apart);
@@ -110,8 +96,8 @@ __device__ __forceinline__ void attend(Ring<HIDDEN, INNER, STAGES>& ring, const 
   if (split == SPLITS - 1 && warp == WARPS - 1) {  // the new token: turn it, keep it, attend to it
     float k[8], v[8];
     rotated(received(1), k);
-    const uint4 value = received(2), key = make_uint4(halves(k[0], k[1]), halves(k[2], k[3]), halves(k[4], k[5]),
-                                                      halves(k[6], k[7]));
+    const uint4 value = received(2), key = make_uint4(packed(k[0], k[1]), packed(k[2], k[3]), packed(k[4], k[5]),
+                                                      packed(k[6], k[7]));
     floats(key, k);
     floats(value, v);
     float score = 0;

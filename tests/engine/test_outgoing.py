@@ -89,6 +89,23 @@ def test_tokens_that_nobody_follows_wait_longer_than_those_of_others() -> None:
     assert line.step(WINDOW_SECONDS) == [token("a", 1)]
 
 
+def test_what_nobody_follows_goes_a_few_requests_at_a_time_and_none_of_it_late() -> None:
+    line, step = Line(), 0.0025
+    names = [str(number) for number in range(64)]
+    for name in names:
+        line.outgoing.expect(replace(ask(), request_id=name, followed=False))
+    made = dict[tuple[str, int], float]()
+    for turn in range(600):
+        running = names[: 1 + turn]  # one more each step
+        events = [token(name, turn - int(name)) for name in running]
+        made |= {(event.request_id, event.index): line.now + step for event in events}
+        sent = [event for event in line.step(step, *events) if isinstance(event, Tokens) and event.index]
+        assert len(sent) <= 32
+        for event in sent:
+            assert line.now - made[event.request_id, event.index] <= QUIET_WINDOW_SECONDS + step
+    assert len(line.messages) < 120, "one a look, and a first token of each"
+
+
 @given(STEPS)
 def test_each_request_hears_its_own_events_in_order_and_within_the_window(
     steps: list[tuple[int, list[int]]],

@@ -18,23 +18,33 @@ from worker.engine.request import Event, GenerationRequest, Tokens
 WINDOW_SECONDS = 0.015
 # Shorter than the pause between two checkpoints (`worker.generation`), which store what has come.
 QUIET_WINDOW_SECONDS = 0.25
+# Of which each request has its own: all at once a quarter of a second of 64 answers takes longer than a step of a GPU.
+QUIET_LOOKS = 8
 
 
 class Window:
-    """Tokens that wait, of requests of one kind."""
+    """Tokens that wait, of requests of one kind, for `seconds` at most; they are looked through `looks` times in it."""
 
-    def __init__(self, seconds: float, now: float) -> None:
-        self._seconds, self._sent = seconds, now
-        self.waiting: dict[str, list[Tokens]] = {}
+    def __init__(self, seconds: float, looks: int, now: float) -> None:
+        self._pause, self._long_enough = seconds / looks, seconds - seconds / looks
+        self._looked = now
+        self._waiting: dict[str, tuple[float, list[Tokens]]] = {}  # since when
+
+    def add(self, tokens: Tokens, now: float) -> None:
+        self._waiting.setdefault(tokens.request_id, (now, []))[1].append(tokens)
+
+    def take(self, request_id: str) -> list[Event]:
+        """Return what waits of one request."""
+        _, waiting = self._waiting.pop(request_id, (0, []))
+        return [joined(waiting)] if waiting else []
 
     def due(self, now: float) -> list[Event]:
         """Return what has waited long enough."""
-        if now - self._sent < self._seconds:
+        if now - self._looked < self._pause:
             return []
-        found: list[Event] = [joined(tokens) for tokens in self.waiting.values()]
-        self.waiting.clear()
-        self._sent = now
-        return found
+        self._looked = now
+        names = [name for name, (since, _) in self._waiting.items() if now - since >= self._long_enough]
+        return [event for name in names for event in self.take(name)]
 
 
 class Outgoing:
@@ -46,7 +56,8 @@ class Outgoing:
         self._send = send
         self._clock = clock
         now = clock()
-        self._followed, self._quiet = Window(WINDOW_SECONDS, now), Window(QUIET_WINDOW_SECONDS, now)
+        self._followed = Window(WINDOW_SECONDS, 1, now)
+        self._quiet = Window(QUIET_WINDOW_SECONDS, QUIET_LOOKS, now)
         self._unfollowed: set[str] = set()
 
     def expect(self, request: GenerationRequest) -> None:
@@ -57,19 +68,18 @@ class Outgoing:
     def put(self, events: Iterable[Event]) -> None:
         """Take the events of a step and send what is due. Nothing of a request waits once it has ended."""
         due: list[Event] = []
+        now = self._clock()
         for event in events:
             name = event.request_id
             window = self._quiet if name in self._unfollowed else self._followed
             if not isinstance(event, Tokens):
-                if name in window.waiting:
-                    due.append(joined(window.waiting.pop(name)))
+                due += window.take(name)
                 due.append(event)
                 self._unfollowed.discard(name)
             elif event.index == 0:
                 due.append(event)
             else:
-                window.waiting.setdefault(name, []).append(event)
-        now = self._clock()
+                window.add(event, now)
         due += self._followed.due(now)
         due += self._quiet.due(now)
         if due:

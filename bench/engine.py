@@ -17,6 +17,7 @@ turns    the first token of turn 10 with the cache against the same without: all
 On an H200 the recorded figures of others stand beside ours (`peers.py`).
 """
 
+import gc
 import itertools
 import json
 import os
@@ -301,6 +302,8 @@ def main(
             deterministic=deterministic,
         )
         core, info = load(config)
+        gc.collect()
+        gc.freeze()  # as the engine process does
     except (CheckpointError, EngineStartError, Problem) as error:
         raise typer.BadParameter(str(error)) from None
     bench = Bench(core, info, repeats)

@@ -33,6 +33,8 @@ KINDS: tuple[dict[str, float], ...] = (
     {"temperature": 1.5, "top_p": 0.999},
     {"temperature": 1.0, "top_k": 30_000, "top_p": 0.3},
     {"temperature": 1.0, "top_k": 1},
+    {"temperature": 1.0, "top_p": 1e-50},
+    {"temperature": 1.0, "top_k": 9, "top_p": 1e-300, "repetition_penalty": 0.5},
 )
 
 
@@ -45,21 +47,21 @@ def test_sizes_are_those_of_the_kernels() -> None:
         "BINS": str(ours.BINS),
         "LISTED": str(ours.LISTED),
     }
-    assert ctypes.sizeof(ours._Tally) % 8 == 0
+    assert ctypes.sizeof(ours._Tally) == 45_104  # which the header asserts by parts
 
 
 def _logits(shape: str, rows: int, draw: torch.Generator) -> Tensor:
     noise = torch.randn(rows, COLUMNS, generator=draw)
     if shape == "steep":
         return 8 * noise
-    if shape == "flat":  # thousands of equal scores, more than are listed at an edge
+    if shape == "flat":  # thousands of equal scores
         return (3 * noise).round() / 64
-    return 3 * noise if shape == "usual" else torch.zeros(rows, COLUMNS)
+    return 3 * noise if shape == "usual" else torch.zeros(rows, COLUMNS)  # more than are listed at an edge
 
 
-def _chosen(logits: Tensor, sequences: list[Sequence]) -> list[int]:
+def _chosen(logits: Tensor, sequences: list[Sequence], n_vocab: int = N_VOCAB) -> list[int]:
     inputs = StaticInputs(len(sequences), 8, DEVICE)
-    sampler = ours.CudaSampler(inputs, n_vocab=N_VOCAB, columns=COLUMNS)
+    sampler = ours.CudaSampler(inputs, n_vocab=n_vocab, columns=logits.shape[1])
     for index, sequence in enumerate(sequences):
         sampler.prepare(index, sequence)
     inputs.upload(len(sequences), tables=True)
@@ -69,11 +71,11 @@ def _chosen(logits: Tensor, sequences: list[Sequence]) -> list[int]:
     return tokens.tolist()
 
 
-def _sequences(seed: int, logits: Tensor, draw: torch.Generator) -> list[Sequence]:
+def _sequences(seed: int, logits: Tensor, draw: torch.Generator, n_vocab: int = N_VOCAB) -> list[Sequence]:
     sequences = []
     for index, kind in enumerate(KINDS):
-        ids = torch.randint(0, N_VOCAB, (40,), generator=draw).tolist()
-        ids += logits[index, :N_VOCAB].topk(3).indices.tolist()
+        ids = torch.randint(0, n_vocab, (40,), generator=draw).tolist()
+        ids += logits[index, :n_vocab].topk(3).indices.tolist()
         request = ask(prompt=ids, seed=seed * 100 + index, **kind)
         sequences.append(Sequence(request, token_bytes=lambda _: b"a", capacity=100))
     return sequences
@@ -92,6 +94,17 @@ def test_the_same_tokens(seed: int, shape: str, dtype: torch.dtype) -> None:
     rows = [Row(one.request.sampling, 0, torch.tensor(one.ids, device=DEVICE)) for one in sequences]
     right = sample(logits.float(), rows, n_vocab=N_VOCAB)
     assert _chosen(logits, sequences) == [-1 if isinstance(one, NonFiniteLogits) else one for one in right]
+
+
+@on_gpu
+@pytest.mark.parametrize("n_vocab", [3, 8, 300, 4096])
+@pytest.mark.parametrize("more", [0, 1, 8])
+def test_small_vocabularies(n_vocab: int, more: int) -> None:
+    draw = torch.Generator().manual_seed(n_vocab)
+    logits = (3 * torch.randn(len(KINDS), n_vocab + more, generator=draw)).half().to(DEVICE)
+    sequences = _sequences(7, logits, draw, n_vocab)
+    rows = [Row(one.request.sampling, 0, torch.tensor(one.ids, device=DEVICE)) for one in sequences]
+    assert _chosen(logits, sequences, n_vocab) == sample(logits.float(), rows, n_vocab=n_vocab)
 
 
 @on_gpu

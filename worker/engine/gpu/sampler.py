@@ -1,9 +1,10 @@
 """The sampler as launches whose shape does not depend on what is sampled, for graphs. Tokens stay on the GPU.
 
 It serves what most requests ask for: temperature, top-k, top-p, repetition penalty, with the noise of
-`worker.engine.noise`. Where `worker.engine.sampler` computes in double precision this computes in single, and masses
-are rounded to 2**-39 of the greatest, so the two may part where a probability meets the edge of top-p within rounding.
-A row's token does not depend on what else is in the batch. Everything else is left to that one.
+`worker.engine.noise`. Where `worker.engine.sampler` computes in double precision this has temperature, top-p and scores
+in single, and masses rounded to 2**-39 of the greatest. So the two may part where a probability meets the edge of top-p
+within 1e-7, or two tokens come as near each other in the draw. A row's token does not depend on what else is in the
+batch. Everything else is left to that one.
 """
 
 import ctypes
@@ -26,6 +27,7 @@ from worker.model.rope import Rotation
 THREADS, BLOCK, BINS, LISTED = 256, 4096, 1024, 4096
 # Noise is between -3.7 and 36.8 (`worker.engine.noise`): what is further below the best than this is never drawn.
 OUT_OF_REACH = 41.0
+LEAST, MOST = 1e-30, 1e30
 
 
 class _Tally(ctypes.Structure):
@@ -78,9 +80,10 @@ class CudaSampler:
         if self._prepared[row] is sequence:
             return  # all else stays
         self._prepared[row] = sequence
-        host.floats[0, row] = min(max(params.temperature, 1e-30), 1e30) if params.temperature else 0
-        host.floats[1, row] = params.top_p
-        host.floats[2, row] = params.repetition_penalty
+        # Within what single precision holds: a top-p of 0 would keep nothing.
+        host.floats[0, row] = min(max(params.temperature, LEAST), MOST) if params.temperature else 0
+        host.floats[1, row] = max(params.top_p, LEAST)
+        host.floats[2, row] = min(max(params.repetition_penalty, LEAST), MOST)
         host.floats[3, row] = self._reach(params)
         host.ints[0, row] = params.top_k if params.top_k < self._n_vocab else 0
         if params.repetition_penalty == 1:
@@ -152,7 +155,7 @@ class CudaSampler:
         if params.top_p >= 1:
             return OUT_OF_REACH
         # All that lies further weighs less than what top-p cuts off. With top-k the mass that it is a part of is less
-        # than all: what lies further adds nothing to it.
+        # than all: what lies further adds less than e**-8 of what is cut off.
         return min(OUT_OF_REACH, math.log(self._n_vocab / (1 - params.top_p)) + (8 if params.top_k else 0.01))
 
     def _slot(self, sequence: Sequence) -> int:

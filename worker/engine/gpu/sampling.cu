@@ -245,7 +245,7 @@ choose(const void* logits, const unsigned* slots, const float* numbers, const in
     return;
   }
   const float top = score_of(best);
-  Drawn drawn = nobody();
+  Drawn drawn = {nobody().value, (int)(best & 0xFFFFFFFF)};  // the best one is kept in any case
   for (int i = threadIdx.x; i < blocks; i += THREADS) drawn.take(winners[at * blocks + i], winner_ids[at * blocks + i]);
   if (row.cut()) {
     const Tally& tally = tallies[at];

@@ -11,7 +11,7 @@ enum { BINS = 1024, BINS_A_THREAD = BINS / THREADS };
 enum { LISTED = 4096 };  // as many scores at an edge have a place of their own
 
 // A mass is a whole number of 2**-39 of the greatest, so that sums do not depend on their order. It comes in three parts
-// of 13 bits, whose sums over a whole vocabulary have room in 32.
+// of 13 bits, whose sums over a vocabulary of less than 2**19 have room in 32.
 enum { PART_BITS = 13 };
 struct Units {
   unsigned parts[3];
@@ -45,7 +45,8 @@ struct Edges {
   u64 mass, count, all;
 };
 
-// What a launch leaves for the next ones about a row. As far as CLEARED words it is zero where `survey` ends.
+// What a launch leaves for the next ones about a row of which top-k or top-p cuts something off; `survey` makes the first
+// CLEARED words zero.
 struct Tally {
   u64 masses[BINS + 1];  // the last: of all that is out of reach
   unsigned counts[BINS];
@@ -54,6 +55,7 @@ struct Tally {
   u64 list[LISTED];  // keys, see `key_of`
 };
 enum { CLEARED = sizeof(u64) * (BINS + 1) / 4 + BINS + 2 };
+static_assert(sizeof(Tally) == CLEARED * 4 + sizeof(Edges) + sizeof(u64) * LISTED && sizeof(Edges) == 32, "as sampler.py has it");
 
 // fp32 -> unsigned in the same order, and back.
 __device__ __forceinline__ unsigned ordered(float s) {
@@ -109,7 +111,7 @@ struct Row {
   __device__ __forceinline__ bool cut() const { return top_p < 1 || top_k > 0; }
 
   __device__ __forceinline__ float penalized(float s, bool was_seen) const {
-    return !was_seen ? s : s < 0 ? s * penalty : __fdiv_rn(s, penalty);
+    return !was_seen ? s : s < 0 ? __fmul_rn(s, penalty) : __fdiv_rn(s, penalty);
   }
   __device__ __forceinline__ float one(int id) const {
     const float s = WIDE ? ((const float*)logits)[id] : to_float(((const half_bits*)logits)[id]);

@@ -42,7 +42,7 @@ def test_figures_are_printed_and_written(tmp_path: Path) -> None:
     assert [name.split(",")[0] for name in figures] == [
         "prefill of 20",
         "prefill of 40",
-        *["decode"] * 3,
+        *["decode"] * 4,  # of each batch greedy and sampled
         "5 requests at once",
         "turn 10",
         "  first token",

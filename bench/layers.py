@@ -278,26 +278,27 @@ def prompt(before: int, new: int) -> None:
 
 def sampler(rows: int, bandwidth: float) -> None:
     """Tokens of so many rows of logits: flat ones, as random weights give them, and such as a language model gives."""
-    logits = torch.randn(rows, CONFIG.vocab_size, device=DEVICE)
+    flat = torch.randn(rows, CONFIG.vocab_size, device=DEVICE).half()
+    steep, top_p = 4 * flat, {"top_p": 0.8, "repetition_penalty": 1.1}
     kinds = {
-        "greedy": (logits, {"temperature": 0.0}),
-        "all, flat": (logits, {}),
-        "top-p, flat": (logits, {"top_p": 0.8, "repetition_penalty": 1.1}),
-        "all": (4 * logits, {}),
-        "top-p": (4 * logits, {"top_p": 0.8, "repetition_penalty": 1.1}),
-        "top-k": (4 * logits, {"top_k": 50}),
+        "greedy": (flat, {"temperature": 0.0}),
+        "all, flat": (flat, {}),
+        "top-p, flat": (flat, top_p),
+        "all": (steep, {}),
+        "top-p": (steep, top_p),
+        "top-k": (steep, {"top_k": 50}),
     }
     tokens, times = torch.zeros(rows, dtype=torch.int64, device=DEVICE), list[str]()
-    for name, (scores, changed) in kinds.items():
-        inputs, halves = StaticInputs(rows, 1, DEVICE), scores.half()
-        choose = CudaSampler(inputs, n_vocab=151_851, columns=CONFIG.vocab_size)
+    for name, (logits, changed) in kinds.items():
+        inputs = StaticInputs(rows, 1, DEVICE)
+        choose = CudaSampler(inputs, n_vocab=151_851, columns=CONFIG.vocab_size, dtype=logits.dtype)
         how = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0} | changed
         for row in range(rows):
             params = SamplingParams(**how, seed=row, max_new_tokens=9, stop_token_ids=(), stop_strings=())
             request = GenerationRequest("", (1, 2, 3), (), params, None)
             choose.prepare(row, Sequence(request, token_bytes=lambda _: b"a", capacity=9))
         inputs.upload(rows, tables=True)
-        time = microseconds(lambda halves=halves, choose=choose: choose.choose(halves, tokens), 1)
+        time = microseconds(lambda logits=logits, choose=choose: choose.choose(logits, tokens), 1)
         times.append(f"{name} {time:.1f}")
     least = 1e6 * rows * CONFIG.vocab_size * 2 / bandwidth
     print(f"sampler, {rows} rows: one reading of all logits {least:.1f} us | {'; '.join(times)}")

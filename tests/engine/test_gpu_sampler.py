@@ -2,6 +2,8 @@
 
 import ctypes
 import re
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,7 +41,7 @@ KINDS: tuple[dict[str, float], ...] = (
 
 
 def test_sizes_are_those_of_the_kernels() -> None:
-    header = (ours.Path(ours.__file__).with_name("sampling.cuh")).read_text()
+    header = Path(ours.__file__).with_name("sampling.cuh").read_text()
     found = dict(re.findall(r"\b(THREADS|BINS|LISTED|IDS) = (\d+)", header))
     assert found == {
         "THREADS": str(ours.THREADS),
@@ -61,7 +63,7 @@ def _logits(shape: str, rows: int, draw: torch.Generator) -> Tensor:
 
 def _chosen(logits: Tensor, sequences: list[Sequence], n_vocab: int = N_VOCAB) -> list[int]:
     inputs = StaticInputs(len(sequences), 8, DEVICE)
-    sampler = ours.CudaSampler(inputs, n_vocab=n_vocab, columns=logits.shape[1])
+    sampler = ours.CudaSampler(inputs, n_vocab=n_vocab, columns=logits.shape[1], dtype=logits.dtype)
     for index, sequence in enumerate(sequences):
         sampler.prepare(index, sequence)
     inputs.upload(len(sequences), tables=True)
@@ -123,9 +125,9 @@ def test_draws_are_distributed_as_the_scores_say() -> None:
     draws, chances = 20_000, torch.tensor([0.5, 0.3, 0.15, 0.05])
     logits = torch.full((64, COLUMNS), -20.0)
     logits[:, [7, 5_000, 12_000, 20_000]] = chances.log()
-    counts: dict[int, int] = {}
+    counts = Counter[int]()
     inputs = StaticInputs(64, 8, DEVICE)
-    sampler = ours.CudaSampler(inputs, n_vocab=N_VOCAB, columns=COLUMNS)
+    sampler = ours.CudaSampler(inputs, n_vocab=N_VOCAB, columns=COLUMNS, dtype=torch.float16)
     tokens = torch.zeros(64, dtype=torch.int64, device=DEVICE)
     on_device = logits.half().to(DEVICE)
     for first in range(0, draws, 64):
@@ -134,10 +136,9 @@ def test_draws_are_distributed_as_the_scores_say() -> None:
             sampler.prepare(row, Sequence(request, token_bytes=lambda _: b"a", capacity=9))
         inputs.upload(64, tables=False)
         sampler.choose(on_device, tokens)
-        for token in tokens.tolist():
-            counts[token] = counts.get(token, 0) + 1
+        counts.update(tokens.tolist())
     assert set(counts) == {7, 5_000, 12_000}
-    total = sum(counts.values())
+    total = counts.total()
     for token, chance in ((7, 0.5), (5_000, 0.3), (12_000, 0.15)):
         expected = chance / 0.95
         assert abs(counts[token] / total - expected) < 5 * (expected * (1 - expected) / total) ** 0.5

@@ -104,7 +104,9 @@ class GraphRunner(EagerRunner):
         # Whose blocks are in a row of the tables, how many, of which of its residences.
         self._tabled: list[tuple[Sequence | None, int, int]] = [(None, 0, 0)] * capacity
         self._sampler = (
-            CudaSampler(self._inputs, n_vocab=n_vocab, columns=model.config.vocab_size)
+            CudaSampler(
+                self._inputs, n_vocab=n_vocab, columns=model.config.vocab_size, dtype=model.head_dtype
+            )
             if model.device.type == "cuda" and cuda.why_not() is None
             else GreedySampler(self._inputs, n_vocab=n_vocab)
         )

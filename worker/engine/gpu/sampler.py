@@ -45,8 +45,11 @@ class _Tally(ctypes.Structure):
 class CudaSampler:
     """Reads the parameters from `inputs`; `capacity` rows at most."""
 
-    def __init__(self, inputs: StaticInputs, *, n_vocab: int, columns: int) -> None:
-        """`columns` of the logits, of which the first `n_vocab` may be chosen. `CompileError` where it cannot be."""
+    def __init__(self, inputs: StaticInputs, *, n_vocab: int, columns: int, dtype: torch.dtype) -> None:
+        """Of logits in fp16 or fp32 with so many columns, of which the first `n_vocab` may be chosen.
+
+        Raises `CompileError` where the kernels cannot be compiled.
+        """
         self._inputs, self._n_vocab, self._columns = inputs, n_vocab, columns
         device, rows, blocks = inputs.device, inputs.capacity, -(-n_vocab // BLOCK)
         self._blocks, self._words = blocks, -(-n_vocab // 32)
@@ -58,11 +61,8 @@ class CudaSampler:
         self._winners = torch.empty(rows, blocks, dtype=torch.float64, device=device)
         self._winner_ids = torch.empty(rows, blocks, dtype=torch.int32, device=device)
         self._prepared: list[Sequence | None] = [None] * rows  # whose parameters are in a row
-        steps = [
-            f"{step}<{wide}>"
-            for step in ("survey", "weigh", "collect", "choose")
-            for wide in ("true", "false")
-        ]
+        self._wide = "true" if dtype == torch.float32 else "false"
+        steps = [f"{step}<{self._wide}>" for step in ("survey", "weigh", "collect", "choose")]
         names = [*steps, "observe", "begin<int>", "begin<long long>"]
         self._kernels = cuda.load(Path(__file__).with_name("sampling.cu"), names, device)
 
@@ -132,7 +132,6 @@ class CudaSampler:
     def choose(self, logits: Tensor, tokens: Tensor) -> None:
         """Write the next token of every row of `logits` into `tokens`, int64; -1 where they are not finite."""
         inputs, seen = self._inputs, self._seen
-        wide = "true" if logits.dtype == torch.float32 else "false"
         sizes = (self._columns, self._n_vocab, self._words, inputs.capacity)
         how = (logits, seen, inputs.floats, inputs.ints)
         found = (self._winners, self._winner_ids)
@@ -147,7 +146,7 @@ class CudaSampler:
             ),
         )
         for step, blocks, arguments in steps:
-            self._kernels[f"{step}<{wide}>"](
+            self._kernels[f"{step}<{self._wide}>"](
                 (blocks, len(logits)), THREADS, arguments, overlap=support.dependent_launch(logits.device)
             )
 
